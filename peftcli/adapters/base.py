@@ -1,0 +1,244 @@
+"""What a method's layer and the method itself offer to the engine; everything that all of them share.
+
+A layer wraps one module of the base model (`base_layer`) and holds any number of named adapters for it. Names are
+PEFT's, since people's code reaches for them. What differs between methods is small: how an adapter is made, what
+`forward` adds, and what the base module's tensors become when adapters are merged into it (`merge_tensors`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import nn
+
+from peftcli.adapters.weights import is_quantized, weight_of
+from peftcli.errors import AdapterError
+
+
+class Site(NamedTuple):
+    """A place in the base model: `parent.child` is `module`, and `name` is its full name from the model's root."""
+
+    name: str
+    module: nn.Module
+    parent: nn.Module
+    child: str
+
+
+class SavedTensor(NamedTuple):
+    """A tensor of an adapter: its key in the adapter's file, and its key in the live layer (both within the layer)."""
+
+    saved: str
+    live: str
+    tensor: torch.Tensor
+
+
+class AdapterLayer(nn.Module):
+    """One module of the base model with the adapters on it.
+
+    Subclasses name their containers of weights in `adapter_layer_names` (each a ModuleDict or ParameterDict by
+    adapter name) and of other values in `other_param_names` (plain dicts by adapter name).
+    """
+
+    adapter_layer_names: tuple[str, ...] = ()
+    other_param_names: tuple[str, ...] = ()
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.merged_adapters: list[str] = []
+        self._disable_adapters = False
+        self._active_adapter: list[str] = []
+        # The base layer's own parameters, while merged ones stand in their place.
+        self._originals: dict[str, nn.Parameter] = {}
+
+    @abstractmethod
+    def merge_tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """What the base layer's parameters become with these adapters in them, by name; at least in float32."""
+
+    def get_base_layer(self) -> nn.Module:
+        """The module that was there before any adapter."""
+        layer: nn.Module = self
+        while isinstance(layer, AdapterLayer):
+            layer = layer.base_layer
+        return layer
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The base layer's weight: some models look at a layer's weight to learn its dtype."""
+        return weight_of(self.get_base_layer())
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The base layer's bias."""
+        bias = self.get_base_layer().bias
+        assert bias is None or isinstance(bias, torch.Tensor)
+        return bias
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The adapters that take part in `forward`, whether or not this layer has them."""
+        return self._active_adapter
+
+    @property
+    def active_adapter(self) -> list[str]:
+        """PEFT's other name for `active_adapters`."""
+        return self._active_adapter
+
+    @property
+    def merged(self) -> bool:
+        """Whether the base layer's weight contains adapters now."""
+        return bool(self.merged_adapters)
+
+    @property
+    def disable_adapters(self) -> bool:
+        """Whether the layer acts as the base layer alone."""
+        return self._disable_adapters
+
+    def adapter_names(self) -> list[str]:
+        """The adapters that this layer has, in the order they came."""
+        found: dict[str, None] = {}
+        for attribute in self.adapter_layer_names:
+            found.update(dict.fromkeys(getattr(self, attribute).keys()))
+        return list(found)
+
+    def adapter_tensors(self, name: str) -> Iterator[SavedTensor]:
+        """The tensors that an adapter's file holds for this layer."""
+        for attribute in self.adapter_layer_names:
+            container = getattr(self, attribute)
+            if name not in container:
+                continue
+            item = container[name]
+            if isinstance(item, torch.Tensor):
+                yield SavedTensor(attribute, f"{attribute}.{name}", item)
+            else:
+                for suffix, tensor in item.state_dict(keep_vars=True).items():
+                    yield SavedTensor(f"{attribute}.{suffix}", f"{attribute}.{name}.{suffix}", tensor)
+
+    def follow(self, active: Sequence[str]) -> None:
+        """Takes over which adapters are active, leaving what is trained as it is."""
+        self._active_adapter = list(active)
+
+    def set_adapter(self, adapter_names: str | Sequence[str], inference_mode: bool = False) -> None:
+        """Lets these adapters, and no others, take part and (unless `inference_mode`) be trained."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        for attribute in self.adapter_layer_names:
+            for name, item in getattr(self, attribute).items():
+                item.requires_grad_(name in names and not inference_mode)
+        self._active_adapter = names
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """Trains these adapters' weights, or stops training them."""
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        for attribute in self.adapter_layer_names:
+            container = getattr(self, attribute)
+            for name in names:
+                if name in container:
+                    container[name].requires_grad_(requires_grad)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Turns all adapters on or off; off, their weights take no gradient either."""
+        if enabled:
+            self.set_adapter(self._active_adapter)
+        else:
+            self.set_requires_grad(self.adapter_names(), False)
+        self._disable_adapters = not enabled
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Removes an adapter; where it was the only active one, the first that is left becomes active."""
+        for attribute in self.adapter_layer_names + self.other_param_names:
+            container = getattr(self, attribute)
+            if adapter_name in container:
+                del container[adapter_name]
+
+    def merge(self, safe_merge: bool = False, adapter_names: Sequence[str] | None = None) -> None:
+        """Puts adapters (default: the active ones) into the base layer's weight; `forward` is then the base's own.
+
+        The sum is made in float32 and rounded once. The base layer gets new parameters and the old ones are kept
+        for `unmerge`, which is therefore exact; a module that shared the old ones (a tied output head) keeps them.
+
+        Raises:
+            AdapterError: where the weight is quantized, or with `safe_merge` where the result is not finite.
+        """
+        own = self.adapter_names()
+        wanted = self._active_adapter if adapter_names is None else adapter_names
+        names = [name for name in wanted if name in own and name not in self.merged_adapters]
+        if not names:
+            return
+        base = self.get_base_layer()
+        if is_quantized(base):
+            raise AdapterError(
+                "a quantized base cannot take an adapter in; load the base unquantized to merge"
+            )
+        already = self.merged_adapters
+        self._restore()
+        with torch.no_grad():
+            merged = self.merge_tensors([*already, *names])
+        if safe_merge and not all(torch.isfinite(tensor).all() for tensor in merged.values()):
+            if already:
+                self.merge(adapter_names=already)
+            raise AdapterError(
+                f"merging {', '.join(names)} gives values that are not finite; the adapter is broken"
+            )
+        for key, tensor in merged.items():
+            original: nn.Parameter = getattr(base, key)
+            self._originals[key] = original
+            setattr(base, key, nn.Parameter(tensor.to(original.dtype), requires_grad=original.requires_grad))
+        self.merged_adapters = [*already, *names]
+
+    def unmerge(self) -> None:
+        """Gives the base layer its own parameters back."""
+        if not self.merged_adapters:
+            warnings.warn("nothing is merged here; there is nothing to undo", stacklevel=2)
+        self._restore()
+
+    def _restore(self) -> None:
+        base = self.get_base_layer()
+        for key, original in self._originals.items():
+            current = getattr(base, key)
+            if (original.device, original.dtype) != (current.device, current.dtype):  # moved while merged
+                original.data = original.data.to(current)
+            setattr(base, key, original)
+        self._originals = {}
+        self.merged_adapters = []
+
+
+class Method(ABC):
+    """How one kind of adapter is put on layers."""
+
+    # What the method's parameter names begin with, as PEFT has it.
+    prefix: ClassVar[str]
+
+    @abstractmethod
+    def problem(self, site: Site, config: Any, model: nn.Module) -> str:
+        """Why this module of the model cannot be adapted (with what can), or nothing."""
+
+    @abstractmethod
+    def resolve(self, sites: Sequence[Site], config: Any, others: Sequence[Any], strict: bool) -> None:
+        """Checks a config against the sites it names and the model's other adapters; completes it.
+
+        Raises:
+            AdapterError: for a setting that cannot be, or (only a warning unless `strict`) that names nothing.
+        """
+
+    @abstractmethod
+    def wrap(self, site: Site, config: Any) -> AdapterLayer:
+        """A layer around the site's module, without adapters yet."""
+
+    @abstractmethod
+    def add(
+        self, layer: AdapterLayer, site: Site, adapter_name: str, config: Any, options: AddOptions
+    ) -> None:
+        """Makes a new adapter on a layer."""
+
+
+class AddOptions(NamedTuple):
+    """How a new adapter's weights come to be."""
+
+    # Half-precision bases get float32 adapters, which training needs; otherwise the base's dtype.
+    autocast_adapter_dtype: bool = True
+    # False where a file's weights follow: then only what an initialisation does to the base itself is done.
+    initialise: bool = True

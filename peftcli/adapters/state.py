@@ -1,0 +1,164 @@
+"""What of a model belongs to an adapter's file: keys as PEFT writes them, and the live tensors behind them.
+
+One table serves both ways, so what is saved is what is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from peftcli.adapters.base import AdapterLayer
+from peftcli.adapters.config import PeftConfig
+from peftcli.adapters.saved_modules import ModulesToSaveWrapper
+from peftcli.adapters.walk import walk
+from peftcli.errors import AdapterError, nearest
+
+# Layers whose whole weight is saved as well where an adapter names them, as PEFT does: they may have been resized.
+EMBEDDINGS = ("embed_tokens", "lm_head")
+
+
+class AdapterState(NamedTuple):
+    """The live tensors that an adapter's file must hold, by their key in it."""
+
+    # The adapter's own, which may have a dtype of their own.
+    own: dict[str, torch.Tensor]
+    # Modules that are saved whole, and biases: they compute in the base's dtype.
+    whole: dict[str, torch.Tensor]
+
+    def all(self) -> dict[str, torch.Tensor]:
+        """Both."""
+        return self.own | self.whole
+
+
+def adapter_state(model: nn.Module, adapter_name: str, config: PeftConfig, prefix: str = "") -> AdapterState:
+    """What an adapter's file must hold.
+
+    Args:
+        model: the base model with adapters on it.
+        adapter_name: which adapter.
+        config: its config.
+        prefix: what keys begin with (`base_model.model.` in PEFT's files).
+    """
+    state = AdapterState({}, {})
+    mode = getattr(config, "bias", "none")
+    if mode == "all" and (own := _bias(model)) is not None:
+        state.whole[f"{prefix}bias"] = own
+    for site in walk(model, repeated=True):
+        key = prefix + site.name
+        if isinstance(site.module, AdapterLayer):
+            for saved, _, tensor in site.module.adapter_tensors(adapter_name):
+                state.own[f"{key}.{saved}"] = tensor
+            bias = _bias(site.module.get_base_layer())
+            if mode != "none" and bias is not None:
+                state.whole[f"{key}.base_layer.bias"] = bias
+        elif isinstance(site.module, ModulesToSaveWrapper):
+            for saved, _, tensor in site.module.adapter_tensors(adapter_name):
+                state.whole[f"{key}.{saved}"] = tensor
+        elif mode == "all" and (bias := _bias(site.module)) is not None:
+            state.whole[f"{key}.bias"] = bias
+    return state
+
+
+def embedding_state(model: nn.Module, prefix: str = "", *, adapted_only: bool) -> dict[str, torch.Tensor]:
+    """The whole weights of the input and output embeddings; `adapted_only`: of those that have an adapter."""
+    layers = [
+        getattr(model, name)()
+        for name in ("get_input_embeddings", "get_output_embeddings")
+        if hasattr(model, name)
+    ]
+    state: dict[str, torch.Tensor] = {}
+    for site in walk(model):
+        adapted = isinstance(site.module, AdapterLayer)
+        if any(site.module is layer for layer in layers) and (adapted or not adapted_only):
+            key = f"{prefix}{site.name}.base_layer" if adapted else prefix + site.name
+            base = site.module.get_base_layer() if isinstance(site.module, AdapterLayer) else site.module
+            state |= {f"{key}.{name}": tensor for name, tensor in base.state_dict(keep_vars=True).items()}
+    return state
+
+
+def embeddings_are_targeted(model: nn.Module, config: Any) -> bool:
+    """PEFT's rule for saving whole embeddings beside the adapter: `target_modules` names them."""
+    targets = getattr(config, "target_modules", None)
+    if isinstance(targets, str):
+        names = (site.name for site in walk(model) if isinstance(site.module, AdapterLayer))
+        return any(name.rpartition(".")[2] in EMBEDDINGS for name in names)
+    return any(name in (targets or ()) for name in EMBEDDINGS)
+
+
+def load_state(
+    state: Mapping[str, torch.Tensor],
+    expected: AdapterState,
+    optional: Mapping[str, torch.Tensor],
+    *,
+    keep_dtype: bool,
+    where: str = "",
+) -> None:
+    """Copies a file's tensors into the live ones. All or nothing: every key is checked first.
+
+    Args:
+        state: the file's content.
+        expected: the live tensors that it must hold.
+        optional: live tensors that it may hold.
+        keep_dtype: whether adapter weights take the file's dtype; else the file's values are converted.
+        where: the file, for messages.
+
+    Raises:
+        AdapterError: for a key that is missing, unknown or misshapen, and for values that are not numbers.
+    """
+    wanted = expected.all()
+    targets = {**optional, **wanted}
+    unknown = [key for key in state if key not in targets and not _is_leftover(key)]
+    missing = [key for key in wanted if key not in state]
+    if missing:
+        raise AdapterError(f"has no {_list(missing)}{_hint(missing[0], unknown)}", where=where)
+    if unknown:
+        known = [key for key in targets if key not in state]
+        raise AdapterError(
+            f"holds {_list(unknown)}, which this model does not have{_hint(unknown[0], known or list(wanted))}",
+            where=where,
+        )
+    for key, tensor in state.items():
+        if key in targets:
+            _check(key, tensor, targets[key], where)
+    with torch.no_grad():
+        for key, tensor in state.items():
+            live = targets.get(key)
+            if live is None:
+                continue
+            if keep_dtype and key in expected.own and live.dtype != tensor.dtype:
+                live.data = tensor.to(live.device, copy=True)
+            else:
+                live.copy_(tensor)
+
+
+def _check(key: str, tensor: torch.Tensor, live: torch.Tensor, where: str) -> None:
+    if tensor.shape != live.shape:
+        shapes = f"{list(tensor.shape)} in the file, {list(live.shape)} in the model"
+        raise AdapterError(
+            f"{key} has another shape: {shapes}; is it an adapter for this base model?", where=where
+        )
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        raise AdapterError(f"{key} holds values that are not finite; the adapter is broken", where=where)
+
+
+def _bias(module: nn.Module) -> torch.Tensor | None:
+    bias = getattr(module, "bias", None)
+    return bias if isinstance(bias, nn.Parameter) else None
+
+
+def _is_leftover(key: str) -> bool:
+    """PEFT, told to train all biases, also writes those of wrapped modules under names that it never reads."""
+    return key.endswith((".original_module.bias", ".modules_to_save.bias"))
+
+
+def _list(keys: list[str]) -> str:
+    return keys[0] if len(keys) == 1 else f"{keys[0]} (and {len(keys) - 1} more)"
+
+
+def _hint(key: str, others: list[str]) -> str:
+    close = nearest(key, others[:2000], limit=1)
+    return f"; the nearest key is {close[0]}" if close else ""

@@ -1,0 +1,54 @@
+"""A layer's weight as plain numbers, whatever way it is stored. Quantizers know no method, and methods no quantizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+# bitsandbytes' parameter classes, by name: naming them costs no import where it is not installed.
+_FOUR_BIT, _EIGHT_BIT = "Params4bit", "Int8Params"
+HALF = (torch.float16, torch.bfloat16)
+
+
+def weight_of(layer: nn.Module) -> torch.Tensor:
+    """The layer's weight as it is stored."""
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
+def is_quantized(layer: nn.Module) -> bool:
+    """Whether a layer's weight is stored in fewer bits than it computes with."""
+    return type(getattr(layer, "weight", None)).__name__ in (_FOUR_BIT, _EIGHT_BIT)
+
+
+def base_weight(layer: nn.Module) -> torch.Tensor:
+    """The layer's weight, detached; dequantized where it is quantized."""
+    weight: Any = layer.weight
+    kind = type(weight).__name__
+    if kind == _FOUR_BIT:
+        from bitsandbytes.functional import dequantize_4bit
+
+        dequantized: torch.Tensor = dequantize_4bit(weight.data, weight.quant_state)
+        return dequantized
+    if kind == _EIGHT_BIT:
+        from bitsandbytes.functional import int8_vectorwise_dequant
+
+        state = getattr(layer, "state", None)
+        scale = weight.SCB if weight.SCB is not None else getattr(state, "SCB", None)
+        rows: torch.Tensor = int8_vectorwise_dequant(weight.data, scale)
+        return rows
+    plain: torch.Tensor = weight.detach()
+    return plain
+
+
+def adapter_dtype(layer: nn.Module, *, autocast: bool) -> torch.dtype:
+    """The dtype of new adapter weights on a layer: the base's, but float32 for half precision where `autocast`."""
+    dtype = weight_of(layer).dtype
+    if not dtype.is_floating_point:
+        dtype = getattr(layer, "compute_dtype", None) or torch.float32
+    if autocast and (dtype in HALF or dtype.itemsize == 1):
+        return torch.float32
+    return dtype

@@ -1,0 +1,183 @@
+"""`peftcli generate`: what does the adapter say?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from peftcli.cli.terminal import say
+from peftcli.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from peftcli.run.generate import Generator
+    from peftcli.run.prompts import PromptRow
+
+
+def generate(
+    *,
+    adapter: Annotated[
+        Path, typer.Option("--adapter", metavar="DIR", help="The adapter's folder.", show_default=False)
+    ],
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="What to answer. Repeatable.")
+    ] = None,
+    input: Annotated[  # noqa: A002  (the flag's name is fixed)
+        Path | None,
+        typer.Option(
+            "--input", metavar="FILE.jsonl", help="Rows with `prompt` or `messages`, answered in batches."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", metavar="FILE.jsonl", help="Where the answered rows go; default: standard output."
+        ),
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Converse: a line a turn, until /exit; /new forgets.")
+    ] = False,
+    no_adapter: Annotated[
+        bool, typer.Option("--no-adapter", help="Ask the bare base, for comparison.")
+    ] = False,
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", help="Pass prompts as they are: no chat template, system prompt or prefix."),
+    ] = False,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", help="Tokens of an answer at most.")
+    ] = 256,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", help="0 is greedy. Default: what the base's own config says."),
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", help="Sample within this share of probability.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Sample among so many tokens.")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option("--repetition-penalty", help="Above 1: used tokens become less likely.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Makes sampling repeatable.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows of --input at once.")] = 8,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON on standard output.")
+    ] = False,
+) -> None:
+    """Generate text with an adapter, streamed as it comes.
+
+    Prompts are written as the training rows were (chat template, system prompt: from the adapter's folder).
+    Without --prompt, --input and --chat, the prompt is what stands on standard input.
+    """
+    _check_usage(prompt, input, output, chat=chat, raw=raw, as_json=as_json)
+    # A prompt that cannot be used is said at once, not after the model has been loaded.
+    prompts = [] if chat or input else _prompts(prompt)
+    from peftcli.run.prompts import read_prompts
+    from peftcli.run.sampling import Sampling
+
+    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty)
+    rows = read_prompts(input) if input else []
+    from peftcli.run.generate import open_generator
+
+    generator = open_generator(adapter, sampling, with_adapter=not no_adapter, raw=raw, seed=seed, say=say)
+    if chat:
+        _chat(generator)
+    elif rows:
+        _answer_rows(generator, rows, output, batch_size, as_json=as_json)
+    elif as_json:
+        answers = generator.complete([generator.encode(text) for text in prompts], batch_size=1)
+        results = [
+            {"prompt": text, **answer.as_dict()} for text, answer in zip(prompts, answers, strict=True)
+        ]
+        print(json.dumps(results, ensure_ascii=False, indent=2))
+    else:
+        _stream(generator, prompts)
+
+
+def _check_usage(
+    prompt: list[str] | None, rows: Path | None, output: Path | None, *, chat: bool, raw: bool, as_json: bool
+) -> None:
+    """Refuse flags that do not go together."""
+    sources = [flag for flag, given in (("--prompt", prompt), ("--input", rows), ("--chat", chat)) if given]
+    if len(sources) > 1:
+        raise RecipeError(f"{' and '.join(sources)} do not go together; give one")
+    if output and not rows:
+        raise RecipeError("--output needs --input; other prompts are answered on standard output")
+    if output and not output.parent.is_dir():
+        raise RecipeError(f"--output: there is no folder {str(output.parent)!r}; make it first")
+    if chat and (raw or as_json):
+        raise RecipeError(f"--chat does not go with {'--raw' if raw else '--json'}; leave one of them out")
+
+
+def _prompts(given: list[str] | None) -> list[str]:
+    """The prompts of the command line, or the one on standard input."""
+    if not given:
+        if sys.stdin.isatty():
+            raise RecipeError("no prompt; give --prompt TEXT, --input FILE.jsonl or --chat, or pipe one in")
+        try:
+            # The line feed that ends what `echo` writes is not part of the prompt.
+            given = [sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")]
+        except UnicodeDecodeError as error:
+            raise DataError("is not UTF-8; convert it", where="standard input") from error
+    if not all(text.strip() for text in given):
+        raise DataError("the prompt is empty; give it some text")
+    return given
+
+
+def _write(text: str) -> None:
+    from peftcli.run.stream import visible
+
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def _stream(generator: Generator, prompts: list[str]) -> None:
+    for number, text in enumerate(prompts, 1):
+        if len(prompts) > 1:
+            say(f"[{number}/{len(prompts)}] {text}")
+        completion = generator.stream(generator.encode(text), _write)
+        _write("\n")
+        if completion.finish_reason == "length":
+            say(f"(cut after {completion.tokens} tokens)")
+
+
+def _chat(generator: Generator) -> None:
+    from peftcli.run.converse import converse
+
+    converse(generator, _turns(), _write, say)
+
+
+def _turns() -> Iterator[str]:
+    asks = sys.stdin.isatty()
+    while True:
+        if asks:
+            print("> ", end="", file=sys.stderr, flush=True)
+        if not (line := sys.stdin.readline()):
+            return
+        yield line
+
+
+def _answer_rows(
+    generator: Generator, rows: list[PromptRow], output: Path | None, batch_size: int, *, as_json: bool
+) -> None:
+    from peftcli.run.prompts import answer, lines, write_completions
+
+    answers = answer(generator, rows, batch_size)
+    cut = sum(added["finish_reason"] == "length" for added in answers)
+    if cut:
+        say(f"{cut} of {len(rows)} answers were cut at --max-new-tokens or the end of the model's context")
+    if output is not None:
+        write_completions(output, rows, answers)
+        say(f"{output}: {len(rows)} rows")
+        if as_json:
+            summary = {"output": str(output), "rows": len(rows), "cut": cut}
+            print(json.dumps(summary, ensure_ascii=False, indent=2))
+    elif as_json:
+        results = [{**row.row, **added} for row, added in zip(rows, answers, strict=True)]
+        print(json.dumps(results, ensure_ascii=False, indent=2))
+    else:
+        sys.stdout.writelines(lines(rows, answers))

@@ -1,0 +1,32 @@
+"""`peftcli recipes`: the recipes that come with peftcli."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Print this recipe instead.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="List as JSON.")] = False,
+) -> None:
+    """List the built-in recipes, or print one.
+
+    Keep one with: peftcli recipes NAME > NAME.yaml
+    """
+    from peftcli.recipe.builtin import built_in, read_built_in
+
+    if name is not None:
+        print(read_built_in(name), end="")
+        return
+    found = built_in()
+    if as_json:
+        print(json.dumps([{"name": each.name, "description": each.description} for each in found], indent=2))
+        return
+    width = max((len(each.name) for each in found), default=0)
+    for each in found:
+        print(f"{each.name:{width}}  {each.description}")

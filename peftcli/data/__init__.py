@@ -1,0 +1,1 @@
+"""Data: from files and data sets to encoded rows."""

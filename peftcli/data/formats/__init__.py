@@ -1,0 +1,1 @@
+"""Data formats: one function each, from a row to an example."""

@@ -1,0 +1,111 @@
+"""Rows longer than `data.max_length`: refused, cut, dropped or split, and always counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from peftcli.data.example import Row
+from peftcli.data.report import SourceReport
+from peftcli.data.tokens import IGNORED
+from peftcli.errors import DataError, RecipeError
+
+# Tokenizers without a limit of their own say 10**30.
+_NO_LIMIT = 10**9
+
+_CHOICES = "raise data.max_length, or set data.overflow to truncate, drop or split (text only)"
+
+
+def effective_limit(max_length: int | None, model_max_length: int | None) -> int | None:
+    """The longest row in tokens: the recipe's, else the model's; None where neither sets one."""
+    if max_length is not None:
+        return max_length
+    return None if model_max_length is None or model_max_length >= _NO_LIMIT else model_max_length
+
+
+def trained_tokens(row: Row) -> int:
+    """How many tokens of the row are trained; the first has nothing before it to predict it from."""
+    return int(np.count_nonzero(np.asarray(row["labels"][1:]) != IGNORED))
+
+
+@dataclass(slots=True)
+class Overflow:
+    """What happens to each row of a source; counts go into the source's report."""
+
+    limit: int | None
+    policy: str
+    report: SourceReport
+    first: str = ""
+    """Where the first row that is too long stands, with its length."""
+    count: int = 0
+    longest: int = 0
+
+    def __post_init__(self) -> None:
+        if self.policy == "split" and self.report.type != "text":
+            raise RecipeError(
+                f"data.overflow: 'split' is for type 'text'; {self.report.path} is '{self.report.type}': "
+                "use truncate or drop"
+            )
+        if self.policy == "split" and self.limit is not None and self.limit < 3:
+            raise RecipeError("data.max_length: pieces of fewer than 3 tokens cannot be trained on; raise it")
+
+    def apply(self, row: Row, where: str) -> list[Row]:
+        """The rows to train on instead of `row`; none where it is dropped, or refused later by `check`.
+
+        Raises:
+            DataError: where the row has no trained token.
+        """
+        if not trained_tokens(row):
+            raise DataError("no token of the row is trained: what is to be learnt is empty", where=where)
+        length = len(row["input_ids"])
+        if self.limit is None or length <= self.limit:
+            return [row]
+        if self.policy == "split":
+            return self._split(row, length)
+        if self.policy == "drop":
+            self.report.dropped += 1
+            return []
+        if self.policy == "truncate":
+            return self._truncate(row)
+        self.count += 1
+        self.longest = max(self.longest, length)
+        self.first = self.first or f"{where}: {length:,} tokens"
+        return []
+
+    def check(self) -> None:
+        """Refuse rows that were too long, all at once.
+
+        Raises:
+            DataError: naming the first, their number and the longest.
+        """
+        if not self.count:
+            return
+        more = (
+            f" ({self.count - 1:,} more rows are too long, the longest {self.longest:,})"
+            if self.count > 1
+            else ""
+        )
+        raise DataError(f"{self.first} are more than max_length {self.limit:,}{more}; {_CHOICES}")
+
+    def _truncate(self, row: Row) -> list[Row]:
+        cut = {key: value[: self.limit] for key, value in row.items()}
+        if not trained_tokens(cut):
+            self.report.dropped += 1
+            return []
+        self.report.truncated += 1
+        return [cut]
+
+    def _split(self, row: Row, length: int) -> list[Row]:
+        assert self.limit is not None
+        cuts = list(range(0, length, self.limit))
+        if length - cuts[-1] == 1:
+            # A piece of one token has none to train: the piece before gives it one of its own.
+            cuts[-1] -= 1
+        pieces = [
+            {key: value[start:end] for key, value in row.items()}
+            for start, end in zip(cuts, [*cuts[1:], length], strict=True)
+        ]
+        self.report.split_rows += 1
+        self.report.split_pieces += len(pieces)
+        return pieces

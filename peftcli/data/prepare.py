@@ -1,0 +1,179 @@
+"""From the recipe's `data` section to rows to train on: read, encode, cut, mix, pack, count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+
+from peftcli.data.example import Encode, Row
+from peftcli.data.mix import Indices, split_for_eval, weighted
+from peftcli.data.overflow import effective_limit, trained_tokens
+from peftcli.data.pack import PackedRows
+from peftcli.data.reading import Encoding, SourceReading
+from peftcli.data.report import DataReport, PartReport, SourceReport
+from peftcli.data.store import Picked, RowStore
+from peftcli.data.stream import StreamedRows
+from peftcli.errors import DataError, RecipeError
+from peftcli.recipe.schema import Data, Source
+from peftcli.registry import FORMATS
+
+_PROBE = 200  # rows that are counted before streaming starts
+
+MapRows = Picked | PackedRows
+"""Rows that have a number: `len()`, `[index]`, and `lengths` in tokens."""
+
+
+@dataclass(slots=True)
+class Prepared:
+    """Rows to train on and to evaluate on, and what was found on the way."""
+
+    train: MapRows | StreamedRows
+    eval: MapRows | None
+    report: DataReport
+
+
+def prepare(
+    data: Data,
+    *,
+    encode: Encode,
+    seed: int,
+    model_max_length: int | None,
+    formats: Iterable[str] = tuple(FORMATS),
+    remarks: Callable[[], Sequence[str]] = tuple,
+) -> Prepared:
+    """Read and encode the rows of the recipe's sources (of streamed ones the first few).
+
+    Args:
+        data: The recipe's `data`.
+        encode: From examples to rows: the task's.
+        seed: Decides the evaluation part and which rows a fractional weight takes.
+        model_max_length: In tokens, for recipes that set no max_length; None where the model has no limit.
+        formats: The formats that the task takes: a type is guessed among them.
+        remarks: What the task has to say about the rows, once they are encoded.
+
+    Raises:
+        DataError: naming the row, where one cannot be read, encoded or trained on.
+        RecipeError: where settings contradict one another.
+        HubError: where a Hub data set cannot be fetched.
+    """
+    limit = effective_limit(data.max_length, model_max_length)
+    report = DataReport(max_length=limit, streaming=data.streaming)
+    encoding = Encoding(encode, tuple(formats), limit, data.overflow)
+    _check(data, limit)
+    fraction = data.eval if isinstance(data.eval, float) else None
+    held: Picked | None = None
+    train: Picked | StreamedRows
+    if data.streaming:
+        train = _stream(data.train, encoding, seed, report)
+    else:
+        train, held = _load(data.train, encoding, seed, report.train_sources, fraction)
+        report.train = _measure(train)
+    if data.eval is not None and not isinstance(data.eval, float):
+        held, _ = _load(data.eval, encoding, seed, report.eval_sources)
+    if held is not None:
+        report.eval = _measure(held)
+    if data.max_length and model_max_length and data.max_length > model_max_length:
+        report.warnings.append(
+            f"max_length {data.max_length:,} is more than the model's {model_max_length:,}"
+        )
+    report.warnings += remarks()
+    if data.packing and limit is not None and isinstance(train, Picked):
+        return Prepared(
+            _packed(train, limit, report.train),
+            None if held is None else _packed(held, limit, report.eval),
+            report,
+        )
+    return Prepared(train, held, report)
+
+
+def _check(data: Data, limit: int | None) -> None:
+    if data.packing and limit is None:
+        raise RecipeError("data.packing: how long may sequences be? set data.max_length")
+    if data.streaming and data.packing:
+        raise RecipeError(
+            "data.packing: rows that are streamed cannot be packed; set one of the two to false"
+        )
+    if data.streaming and isinstance(data.eval, float):
+        raise RecipeError("data.eval: a fraction of streamed rows is not known; name a source instead")
+
+
+def _packed(rows: Picked, limit: int, part: PartReport | None) -> PackedRows:
+    packed = PackedRows(rows, limit)
+    if part is not None:
+        part.packed = len(packed)
+    return packed
+
+
+def _measure(rows: Picked) -> PartReport:
+    part = PartReport()
+    part.measure(rows.lengths, [trained_tokens(row) for row in rows])
+    return part
+
+
+@dataclass(slots=True)
+class _Pool:
+    """All rows of some sources, before mixing."""
+
+    rows: RowStore = field(default_factory=RowStore)
+    examples: list[int] = field(default_factory=list)
+    """Which example, counted over all sources, each row came from."""
+    ends: list[int] = field(default_factory=list)
+    """Where each source's rows end."""
+
+    def add(self, reading: SourceReading) -> None:
+        """Read a source to its end."""
+        before = len(self.rows)
+        example = self.examples[-1] if self.examples else -1
+        for rows in reading.examples():
+            example += 1
+            for row in rows:
+                self.rows.append(row)
+                self.examples.append(example)
+        if len(self.rows) == before:
+            gone = f"all {reading.report.rows:,} rows were dropped; raise data.max_length"
+            raise DataError(gone, where=reading.report.path)
+        self.ends.append(len(self.rows))
+
+    def epoch(self, indices: Indices, sources: Sequence[Source], seed: int) -> Picked:
+        """Of these rows those of one epoch, by the sources' weights."""
+        groups = np.split(indices, np.searchsorted(indices, self.ends[:-1]))
+        return self.pick(weighted(groups, [source.weight for source in sources], seed))
+
+    def pick(self, indices: Indices) -> Picked:
+        """These rows."""
+        return Picked(self.rows, self.rows.lengths, indices)
+
+
+def _load(
+    sources: Sequence[Source],
+    encoding: Encoding,
+    seed: int,
+    reports: list[SourceReport],
+    eval_fraction: float | None = None,
+) -> tuple[Picked, Picked | None]:
+    """All rows of one epoch, and of the part held back for evaluation (each once, whatever its weight)."""
+    pool = _Pool()
+    for source in sources:
+        reading = SourceReading(source, encoding)
+        reports.append(reading.report)
+        pool.add(reading)
+        reading.fingerprint()
+    if eval_fraction is None:
+        return pool.epoch(np.arange(len(pool.rows)), sources, seed), None
+    if len(set(pool.examples)) < 2:
+        raise DataError("data.eval: one row cannot be split; add rows, or name an eval source")
+    kept, held = split_for_eval(np.asarray(pool.examples), eval_fraction, seed)
+    return pool.epoch(kept, sources, seed), pool.pick(held)
+
+
+def _stream(sources: Sequence[Source], encoding: Encoding, seed: int, report: DataReport) -> StreamedRows:
+    """Rows to stream, after a look at the first of them, so that what is wrong shows before training."""
+    encoding = Encoding(encoding.encode, encoding.formats, encoding.limit, encoding.overflow, streaming=True)
+    streamed = StreamedRows(sources, encoding, seed=seed)
+    probe: list[Row] = list(islice(streamed.rows(0, shuffle=False), _PROBE))
+    report.train.measure([len(row["input_ids"]) for row in probe], [trained_tokens(row) for row in probe])
+    report.train_sources += streamed.sources
+    return streamed

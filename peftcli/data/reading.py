@@ -1,0 +1,124 @@
+"""One pass over one source: raw rows to encoded ones, batch by batch, with everything counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from peftcli.data.columns import Format, check_renames, guess_format, load_format, select, unused
+from peftcli.data.example import Encode, Example, Row
+from peftcli.data.overflow import Overflow
+from peftcli.data.report import SourceReport, file_sha256
+from peftcli.data.sources import RawRow, local_files, read_rows
+from peftcli.errors import DataError, RecipeError
+from peftcli.recipe.schema import Source
+from peftcli.registry import FORMATS
+
+_BATCH = 256  # rows that the tokenizer sees at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """What is the same for every source of a run."""
+
+    encode: Encode
+    formats: tuple[str, ...]
+    """Those that the task takes."""
+    limit: int | None
+    overflow: str
+    streaming: bool = False
+
+
+class SourceReading:
+    """Reads a source once; `report` counts what has been read so far."""
+
+    def __init__(self, source: Source, encoding: Encoding) -> None:
+        self.report = SourceReport(source.path, source.type or "", weight=source.weight)
+        self._source = source
+        self._encoding = encoding
+        self._overflow: Overflow | None = None
+
+    def examples(self) -> Iterator[list[Row]]:
+        """The rows of each example, in order.
+
+        Raises:
+            DataError: naming the row.
+            RecipeError: where a setting does not fit the source's format.
+            HubError: where the Hub cannot be reached.
+        """
+        batch: list[tuple[RawRow, Example]] = []
+        # Streamed rows come in smaller batches, so that a step does not wait for hundreds of them.
+        size = _BATCH // 8 if self._encoding.streaming else _BATCH
+        found: Format | None = None
+        for raw in read_rows(self._source, streaming=self._encoding.streaming):
+            if found is None:
+                found = self._open(raw)
+            if raw.line is not None and Path(raw.origin).suffix == ".txt":
+                self.report.blank_lines[raw.origin] = raw.line - raw.number
+            batch.append((raw, self._example(found, raw)))
+            if len(batch) == size:
+                yield from self._encoded(batch)
+                batch = []
+        yield from self._encoded(batch)
+        if self._overflow is not None:
+            self._overflow.check()
+
+    def fingerprint(self) -> None:
+        """Put the hash of every local file of the source into the report."""
+        for path in local_files(self._source) or ():
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                if file.is_file():
+                    self.report.sha256[str(file)] = file_sha256(file)
+
+    def _open(self, raw: RawRow) -> Format:
+        """The source's format, told or guessed from its first row."""
+        source = self._source
+        try:
+            if source.type is None:
+                found, self.report.guessed_from = guess_format(
+                    self._encoding.formats, raw.columns, source.columns
+                )
+            else:
+                found = self._named(source.type)
+            check_renames(found, source.columns)
+            self.report.unused_columns = unused(found, source.columns, raw.columns)
+        except DataError as error:
+            raise DataError(error.message, where=raw.where) from None
+        self.report.type = found.name
+        self._overflow = Overflow(self._encoding.limit, self._encoding.overflow, self.report)
+        return found
+
+    def _named(self, name: str) -> Format:
+        if name in FORMATS and name not in self._encoding.formats:
+            known = ", ".join(self._encoding.formats)
+            raise RecipeError(f"data: type '{name}' is not for this task_type; use one of: {known}")
+        return load_format(name)
+
+    def _example(self, found: Format, raw: RawRow) -> Example:
+        try:
+            return found(select(found, self._source.columns, raw.columns))
+        except DataError as error:
+            raise DataError(error.message, where=raw.where) from None
+
+    def _encoded(self, batch: Sequence[tuple[RawRow, Example]]) -> Iterator[list[Row]]:
+        if not batch:
+            return
+        assert self._overflow is not None
+        try:
+            encoded = self._encoding.encode([example for _, example in batch])
+        except DataError:
+            encoded = [self._encode_one(raw, example) for raw, example in batch]
+        for (raw, _), rows in zip(batch, encoded, strict=True):
+            self.report.rows += 1
+            kept = [piece for row in rows for piece in self._overflow.apply(row, raw.where)]
+            if self._encoding.streaming:
+                self._overflow.check()
+            yield kept
+
+    def _encode_one(self, raw: RawRow, example: Example) -> list[Row]:
+        """One row alone, so that the error names it."""
+        try:
+            return self._encoding.encode([example])[0]
+        except DataError as error:
+            raise DataError(error.message, where=raw.where) from None

@@ -1,0 +1,111 @@
+"""A frozen linear layer with a LoRA update as one autograd function, beside its plain reference.
+
+Notable: of all activations only x (in its own dtype, which layers that share an input share), the rank-R product and,
+with dropout, a mask of one byte per number are kept for the backward pass; the update is added to the base's product
+in place, forward and backward; and where x takes no gradient (the first adapted layer of a model whose embeddings are
+frozen), the large product that would make it is not computed.
+
+Shape suffixes: N rows (batch × tokens), I inputs, O outputs, R rank.
+
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, arXiv:2106.09685.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+class Weights(NamedTuple):
+    """What the layer multiplies by. The adapter may be wider than the base: it then works in its own dtype."""
+
+    W_OI: Tensor
+    bias_O: Tensor | None  # noqa: N815  (the suffix names the shape)
+    A_RI: Tensor
+    B_OR: Tensor
+    scaling: float
+
+
+def reference(x: Tensor, weights: Weights, dropout: float = 0.0) -> Tensor:
+    """W x + bias + scaling · B A dropout(x), as PyTorch's own operations: what the function below must equal.
+
+    Args:
+        x: (…, I).
+        weights: the layer's.
+        dropout: the share of x that the update does not see.
+    """
+    W_OI, bias_O, A_RI, B_OR, scaling = weights
+    base = F.linear(x, W_OI, bias_O)
+    seen = F.dropout(x.to(A_RI.dtype), dropout)
+    return (base + F.linear(F.linear(seen, A_RI), B_OR) * scaling).to(base.dtype)
+
+
+def fused(x: Tensor, weights: Weights, dropout: float = 0.0) -> Tensor:
+    """The same as `reference`, with less memory kept and moved.
+
+    W_OI and bias_O must take no gradient: none is computed for them. It can be differentiated once.
+    """
+    y: Tensor = _LoraLinear.apply(x, *weights, dropout)  # type: ignore[no-untyped-call]  # torch's
+    return y
+
+
+def without_gradient(x: Tensor, weights: Weights) -> Tensor:
+    """The same where nothing takes a gradient and nothing is dropped: few operations, since tokens come one by one."""
+    W_OI, bias_O, A_RI, B_OR, scaling = weights
+    y_NO = F.linear(x, W_OI, bias_O)
+    y_NO.view(-1, y_NO.shape[-1]).addmm_(F.linear(x, A_RI).view(-1, A_RI.shape[0]), B_OR.T, alpha=scaling)
+    return y_NO
+
+
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: PLR0917  (autograd functions take tensors one by one)
+        ctx: Any,
+        x: Tensor,
+        W_OI: Tensor,
+        bias_O: Tensor | None,
+        A_RI: Tensor,
+        B_OR: Tensor,
+        scaling: float,
+        dropout: float,
+    ) -> Tensor:
+        x_NI = x.flatten(0, -2)
+        y_NO = F.linear(x_NI, W_OI, bias_O)
+        seen_NI, mask_NI = x_NI.to(A_RI.dtype), None
+        if dropout:
+            seen_NI, mask_NI = torch.native_dropout(seen_NI, dropout, True)
+        h_NR = seen_NI @ A_RI.T
+        if y_NO.dtype == h_NR.dtype:
+            y_NO.addmm_(h_NR, B_OR.T, alpha=scaling)
+        else:
+            y_NO = torch.addmm(y_NO.to(h_NR.dtype), h_NR, B_OR.T, alpha=scaling).to(y_NO.dtype)
+        ctx.save_for_backward(x, mask_NI, h_NR, W_OI, A_RI, B_OR)
+        ctx.scaling, ctx.kept = scaling, 1 - dropout
+        return y_NO.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        x, mask_NI, h_NR, W_OI, A_RI, B_OR = ctx.saved_tensors
+        gy_NO, x_NI = gy.flatten(0, -2), x.flatten(0, -2)
+        wide_NO = gy_NO.to(A_RI.dtype)
+        gx = gA_RI = gB_OR = None
+        gh_NR = (wide_NO @ B_OR).mul_(ctx.scaling / ctx.kept)  # what dropout keeps is scaled up
+        if ctx.needs_input_grad[0]:
+            gx_NI = gy_NO @ W_OI
+            if mask_NI is None and gx_NI.dtype == gh_NR.dtype:
+                gx_NI.addmm_(gh_NR, A_RI)
+            else:
+                update_NI = gh_NR @ A_RI
+                gx_NI = gx_NI + (update_NI if mask_NI is None else update_NI.mul_(mask_NI))
+            gx = gx_NI.to(x.dtype).view_as(x)
+        if ctx.needs_input_grad[3]:
+            seen_NI = x_NI.to(A_RI.dtype) if mask_NI is None else x_NI.to(A_RI.dtype) * mask_NI
+            gA_RI = gh_NR.T @ seen_NI
+        if ctx.needs_input_grad[4]:
+            gB_OR = (wide_NO.T @ h_NR).mul_(ctx.scaling)
+        return gx, None, None, gA_RI, gB_OR, None, None

@@ -1,0 +1,1 @@
+"""LoRA, with its variants and initialisations."""

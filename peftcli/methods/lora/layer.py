@@ -1,0 +1,275 @@
+"""LoRA on a layer: W x becomes W x + scaling · B A x.
+
+Every kind of layer states how its weight reads as one matrix W_OI (outputs, inputs), and with that merging, DoRA and
+the initialisations are written once. Suffixes: O outputs, I inputs, R rank; a convolution's inputs are channels ×
+kernel, and an embedding's are its rows (a token is a one-hot input).
+
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, arXiv:2106.09685.
+Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023, arXiv:2312.03732.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from peftcli.adapters.base import AdapterLayer, AddOptions, SavedTensor
+from peftcli.adapters.weights import HALF, adapter_dtype, base_weight, weight_of
+from peftcli.kernels.lora_linear import fused
+from peftcli.methods.lora.config import LoraConfig
+from peftcli.methods.lora.initial import STRATEGIES, strategy_of
+from peftcli.methods.lora.variants import PLAIN, VARIANTS, Variant
+
+
+class LoraLayer(AdapterLayer):
+    """A layer with LoRA adapters on it; what all kinds of layers share."""
+
+    adapter_layer_names = (
+        "lora_A",
+        "lora_B",
+        "lora_embedding_A",
+        "lora_embedding_B",
+        "lora_magnitude_vector",
+    )
+    other_param_names = (
+        "r",
+        "lora_alpha",
+        "scaling",
+        "lora_dropout",
+        "use_rslora",
+        "use_dora",
+        "lora_variant",
+    )
+
+    is_linear = False
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__(base_layer)
+        self.r: dict[str, int] = {}
+        self.lora_alpha: dict[str, float] = {}
+        self.scaling: dict[str, float] = {}
+        self.use_rslora: dict[str, bool] = {}
+        self.use_dora: dict[str, bool] = {}
+        self.lora_variant: dict[str, Variant] = {}
+        self.lora_dropout = nn.ModuleDict()
+        self.lora_A = nn.ModuleDict()
+        self.lora_B = nn.ModuleDict()
+        self.lora_embedding_A = nn.ParameterDict()
+        self.lora_embedding_B = nn.ParameterDict()
+        self.lora_magnitude_vector = nn.ModuleDict()
+
+    @abstractmethod
+    def make_factors(self, name: str, r: int, device: torch.device, dtype: torch.dtype) -> None:
+        """Makes an adapter's A and B, with values that do not matter."""
+
+    @abstractmethod
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """A_RI and B_OR, as matrices that share the adapter's memory."""
+
+    @abstractmethod
+    def matrix(self, weight: torch.Tensor) -> torch.Tensor:
+        """A weight of the base layer's shape as W_OI."""
+
+    @abstractmethod
+    def unmatrix(self, matrix_OI: torch.Tensor) -> torch.Tensor:
+        """W_OI in the shape of the base layer's weight."""
+
+    @abstractmethod
+    def base_product(self, x: torch.Tensor) -> torch.Tensor:
+        """The base layer's output for `x`, without its bias."""
+
+    @abstractmethod
+    def update(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """B A x, not scaled, without dropout."""
+
+    @abstractmethod
+    def per_output(self, values_O: torch.Tensor) -> torch.Tensor:
+        """A value per output, shaped to multiply the layer's output."""
+
+    def magnitude_shape(self, outputs: int) -> tuple[int, ...]:
+        """The shape in which PEFT keeps DoRA's magnitudes."""
+        return (outputs,)
+
+    def add(self, name: str, r: int, lora_alpha: float, config: LoraConfig, options: AddOptions) -> None:
+        """Makes a new adapter of this rank."""
+        base = self.get_base_layer()
+        weight = weight_of(base)
+        dtype = adapter_dtype(base, autocast=options.autocast_adapter_dtype)
+        self.r[name], self.lora_alpha[name] = r, lora_alpha
+        self.use_rslora[name], self.use_dora[name] = config.use_rslora, config.use_dora
+        self.set_scale(name, 1.0)
+        self.lora_dropout[name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
+        self.lora_variant[name] = VARIANTS["dora" if config.use_dora else "plain"]
+        self.make_factors(name, r, weight.device, dtype)
+        strategy = strategy_of(config.init_lora_weights)
+        if (
+            strategy.linear_only and not self.is_linear
+        ):  # only in files of PEFT, which starts such layers plainly
+            strategy = STRATEGIES[True]
+        if options.initialise or strategy.changes_base:
+            with torch.no_grad():
+                strategy.start(self, name)
+        self.lora_variant[name].add(self, name)
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Makes an adapter's factor `scale` times what its config says."""
+        if adapter in self.r:
+            rank = math.sqrt(self.r[adapter]) if self.use_rslora[adapter] else self.r[adapter]
+            self.scaling[adapter] = scale * self.lora_alpha[adapter] / rank
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiplies the factors of the active adapters."""
+        for name in self._own_active():
+            self.scaling[name] *= scale
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divides the factors of the active adapters, or gives them back what their config says."""
+        for name in self._own_active():
+            if scale is None:
+                self.set_scale(name, 1.0)
+            else:
+                self.scaling[name] /= scale
+
+    def get_delta_weight(self, adapter: str) -> torch.Tensor:
+        """Scaled B A in the shape of the base layer's weight."""
+        A_RI, B_OR = self.factors(adapter)
+        return self.unmatrix((B_OR @ A_RI) * self.scaling[adapter])
+
+    def merge_tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The weight with these adapters in it: what each adds, it adds to the base's own."""
+        weight = base_weight(self.get_base_layer())
+        W_OI = self.matrix(weight.float() if weight.dtype in HALF else weight)
+        merged_OI = W_OI.clone()
+        for name in names:
+            merged_OI += self.lora_variant[name].delta(self, name, W_OI)
+        return {"weight": self.unmatrix(merged_OI).contiguous()}
+
+    def adapter_tensors(self, name: str) -> Iterator[SavedTensor]:
+        """As every layer's; DoRA's magnitudes are saved without the `.weight` that their module gives them."""
+        for item in super().adapter_tensors(name):
+            if item.saved == "lora_magnitude_vector.weight":
+                yield item._replace(saved="lora_magnitude_vector")
+            else:
+                yield item
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The base layer's output, with what the active adapters add, in the base layer's dtype."""
+        if self._disable_adapters and self.merged_adapters:
+            self.unmerge()
+        result: torch.Tensor = self.base_layer(x, *args, **kwargs)
+        if self._disable_adapters or self.merged_adapters:
+            return result
+        dtype = result.dtype
+        for name in self._active_adapter:
+            if name in self.r:
+                result = self.lora_variant[name].forward(self, name, x, result)
+        return result.to(dtype)
+
+    def _own_active(self) -> list[str]:
+        return [name for name in self._active_adapter if name in self.r]
+
+    def __repr__(self) -> str:
+        return f"lora.{super().__repr__()}"
+
+
+class Linear(LoraLayer):
+    """LoRA on nn.Linear, or on the Conv1D of Transformers, which keeps its weight as (inputs, outputs)."""
+
+    is_linear = True
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__(base_layer)
+        base: Any = self.get_base_layer()
+        self.fan_in_fan_out = isinstance(base, Conv1D)
+        if self.fan_in_fan_out:
+            self.in_features, self.out_features = base.weight.shape
+        else:
+            self.in_features, self.out_features = base.in_features, base.out_features
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As every layer's; in training, one plain adapter on a plain layer is computed by one fused function."""
+        name = self._fusable(x)
+        if name is None or args or kwargs:
+            return super().forward(x, *args, **kwargs)
+        base: Any = self.get_base_layer()
+        A_RI, B_OR = self.factors(name)
+        return fused(x, base.weight, base.bias, A_RI, B_OR, self.scaling[name])
+
+    def _fusable(self, x: torch.Tensor) -> str | None:
+        """The adapter, where the fused function gives what `LoraLayer.forward` gives."""
+        if len(self._active_adapter) != 1 or self._disable_adapters or self.merged_adapters:
+            return None
+        name, base = self._active_adapter[0], self.base_layer
+        # Subclasses of nn.Linear (quantized ones) and hooks may do more than W x + b.
+        if type(base) is not nn.Linear or name not in self.r or self.lora_variant[name] is not PLAIN:
+            return None
+        modules = (base, self.lora_A[name], self.lora_B[name])
+        if any(module._forward_hooks or module._forward_pre_hooks for module in modules):  # noqa: SLF001  (no public way)
+            return None
+        dropout = self.lora_dropout[name]
+        if self.training and not isinstance(dropout, nn.Identity):
+            return None
+        A_RI, B_OR = self.factors(name)
+        frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
+        trains = torch.is_grad_enabled() and A_RI.requires_grad and B_OR.requires_grad
+        alike = x.dtype == base.weight.dtype == A_RI.dtype and x.device == base.weight.device
+        special = torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling()
+        return name if frozen and trains and alike and not special else None
+
+    def make_factors(self, name: str, r: int, device: torch.device, dtype: torch.dtype) -> None:
+        """A (r, inputs) and B (outputs, r), each in a linear layer, as PEFT has them."""
+        self.lora_A[name] = _linear(self.in_features, r, device, dtype)
+        self.lora_B[name] = _linear(r, self.out_features, device, dtype)
+
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weights of both layers."""
+        return weight_of(self.lora_A[name]), weight_of(self.lora_B[name])
+
+    def matrix(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight, or its transpose."""
+        return weight.T if self.fan_in_fan_out else weight
+
+    def unmatrix(self, matrix_OI: torch.Tensor) -> torch.Tensor:
+        """The matrix, or its transpose."""
+        return matrix_OI.T if self.fan_in_fan_out else matrix_OI
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As every LoRA layer's; in one operation where one plain adapter is on one plain layer."""
+        weights = None if args or kwargs else self._plain_weights(x)
+        if weights is None:
+            return super().forward(x, *args, **kwargs)
+        dropout = self.lora_dropout[self._active_adapter[0]].p if self.training else 0.0  # type: ignore[union-attr]
+        if torch.is_grad_enabled() or dropout:
+            return fused(x, weights, dropout)
+        return without_gradient(x, weights)
+
+    def _plain_weights(self, x: torch.Tensor) -> Weights | None:
+        """What the fused operation takes, or None where the layer needs more than it does."""
+
+    def base_product(self, x: torch.Tensor) -> torch.Tensor:
+        """W x."""
+        return F.linear(x, self.matrix(base_weight(self.get_base_layer())).to(x.dtype))
+
+    def update(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """B A x, in the wider of the two dtypes."""
+        A_RI, B_OR = self.factors(name)
+        dtype = torch.promote_types(x.dtype, A_RI.dtype)
+        return F.linear(F.linear(x.to(dtype), A_RI.to(dtype)), B_OR.to(dtype))
+
+    def per_output(self, values_O: torch.Tensor) -> torch.Tensor:
+        """As it is: outputs are the last dimension."""
+        return values_O
+
+
+def _linear(inputs: int, outputs: int, device: torch.device, dtype: torch.dtype) -> nn.Linear:
+    """A linear layer whose weight is not initialised, which its maker does anyway."""
+    layer = nn.Linear(inputs, outputs, bias=False, device="meta")
+    layer.weight = nn.Parameter(torch.empty(outputs, inputs, device=device, dtype=dtype))
+    return layer

@@ -1,0 +1,152 @@
+"""LoRA as the engine sees it: which layers it takes, and how an adapter is put on one."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from peftcli.adapters.base import AdapterLayer, AddOptions, Method, Site
+from peftcli.adapters.naming import complain, similar
+from peftcli.adapters.weights import is_quantized
+from peftcli.methods.lora.config import LoraConfig
+from peftcli.methods.lora.conv import BY_TYPE as CONVOLUTIONS
+from peftcli.methods.lora.embedding import Embedding
+from peftcli.methods.lora.initial import strategy_of
+from peftcli.methods.lora.layer import Linear, LoraLayer
+
+SUPPORTED = "nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d and nn.Embedding"
+# Layers of Mamba that its fused kernels read past the module, so that an adapter on them would not act.
+_MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
+_MAMBA_LAYERS = {"out_proj", "conv1d"}
+
+
+class LoraMethod(Method):
+    """LoRA with its variants."""
+
+    prefix = "lora_"
+
+    def problem(self, site: Site, config: LoraConfig, model: nn.Module) -> str:
+        """Why this module cannot be adapted, or nothing."""
+        if isinstance(site.module, AdapterLayer) and not isinstance(site.module, LoraLayer):
+            return f"{site.name} has an adapter of another method"
+        base: Any = site.module.get_base_layer() if isinstance(site.module, LoraLayer) else site.module
+        if _layer_class(base) is None:
+            return f"{site.name} is a {type(base).__name__}; LoRA takes {SUPPORTED}"
+        model_type = getattr(getattr(model, "config", None), "model_type", None)
+        if model_type in _MAMBA and site.child in _MAMBA_LAYERS:
+            return f"{site.name}: Mamba's kernels read this layer's weight past the adapter; leave it out"
+        if isinstance(base, nn.Embedding):
+            return f"{site.name} is an embedding with max_norm" if base.max_norm is not None else ""
+        if type(base) in CONVOLUTIONS:
+            return self._convolution_problem(site, base, config)
+        start = strategy_of(config.init_lora_weights)
+        if start.changes_base and is_quantized(base):
+            return (
+                f"{site.name} is quantized; init_lora_weights {config.init_lora_weights!r} changes the base"
+            )
+        return ""
+
+    def wrap(self, site: Site, config: LoraConfig) -> LoraLayer:  # noqa: ARG002  (other methods need the config)
+        """A layer of the kind that the module asks for."""
+        kind = _layer_class(site.module)
+        assert kind is not None  # `problem` was asked first
+        return kind(site.module)
+
+    def add(
+        self, layer: AdapterLayer, site: Site, adapter_name: str, config: LoraConfig, options: AddOptions
+    ) -> None:
+        """Makes a new adapter with the rank and alpha that its name has."""
+        assert isinstance(layer, LoraLayer)
+        alpha = _by_pattern(config.alpha_pattern, site.name, config.lora_alpha)
+        layer.add(adapter_name, self._rank(config, site.name), alpha, config, options)
+
+    def resolve(
+        self, sites: Sequence[Site], config: LoraConfig, others: Sequence[LoraConfig], strict: bool
+    ) -> None:
+        """Checks patterns, ranks and starts; sets fan_in_fan_out to what the layers are."""
+        names = [site.name for site in sites]
+        for field, pattern in (
+            ("rank_pattern", config.rank_pattern),
+            ("alpha_pattern", config.alpha_pattern),
+        ):
+            for key in pattern:
+                if not any(_matches(key, name) for name in names):
+                    complain(
+                        f"{field}: {key!r} matches no adapted module{similar(key, names)}", strict=strict
+                    )
+        start = strategy_of(config.init_lora_weights)
+        for site in sites:
+            if message := start.problem(self._rank(config, site.name)):
+                complain(f"{site.name}: init_lora_weights: {message}", strict=True)
+            if start.linear_only and not isinstance(_base(site.module), nn.Linear | Conv1D):
+                complain(
+                    f"{site.name}: init_lora_weights {config.init_lora_weights!r} is for linear layers only",
+                    strict=strict,
+                )
+        self._check_others(config, others)
+        self._complete(sites, config)
+
+    def _complete(self, sites: Sequence[Site], config: LoraConfig) -> None:
+        bases = [_base(site.module) for site in sites]
+        transposed = any(isinstance(base, Conv1D) for base in bases)
+        if config.fan_in_fan_out and not transposed:
+            warnings.warn(
+                "fan_in_fan_out has no effect: the adapted layers keep their weight as (out, in)",
+                stacklevel=2,
+            )
+        config.fan_in_fan_out = transposed
+        if config.lora_dropout and any(isinstance(base, nn.Embedding) for base in bases):
+            warnings.warn("lora_dropout does not act on embeddings", stacklevel=2)
+
+    def _check_others(self, config: LoraConfig, others: Sequence[LoraConfig]) -> None:
+        changing = [
+            item.init_lora_weights
+            for item in (config, *others)
+            if strategy_of(item.init_lora_weights).changes_base
+        ]
+        if changing and others:
+            complain(
+                f"init_lora_weights {changing[0]!r} changes the base model, which the other adapters count on; "
+                "use it alone",
+                strict=True,
+            )
+
+    def _rank(self, config: LoraConfig, name: str) -> int:
+        return int(_by_pattern(config.rank_pattern, name, config.r))
+
+    def _convolution_problem(self, site: Site, base: Any, config: LoraConfig) -> str:
+        if base.padding_mode != "zeros":
+            return f"{site.name} pads with {base.padding_mode!r}; LoRA takes convolutions that pad with zeros"
+        if base.groups > 1 and config.use_dora:
+            return f"{site.name} is a convolution with groups, which use_dora does not take"
+        rank = self._rank(config, site.name)
+        if rank % base.groups:
+            return f"{site.name} has {base.groups} groups; choose a rank that they divide, not {rank}"
+        return ""
+
+
+def _base(module: nn.Module) -> nn.Module:
+    return module.get_base_layer() if isinstance(module, AdapterLayer) else module
+
+
+def _layer_class(base: nn.Module) -> type[LoraLayer] | None:
+    if isinstance(base, nn.Linear | Conv1D):
+        return Linear
+    if isinstance(base, nn.Embedding):
+        return Embedding
+    return CONVOLUTIONS.get(type(base))
+
+
+def _matches(key: str, name: str) -> bool:
+    """PEFT's rule: the expression fits the whole name, or its end after a dot."""
+    return re.match(rf"(.*\.)?({key})$", name) is not None
+
+
+def _by_pattern(pattern: dict[str, Any], name: str, default: float) -> float:
+    """The value of the first key that fits."""
+    return next((value for key, value in pattern.items() if _matches(key, name)), default)

@@ -1,0 +1,107 @@
+"""What an adapter adds to a layer: plainly B A, or with DoRA's magnitudes. A layer holds one of these per adapter."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from peftcli.adapters.weights import HALF, base_weight, weight_of
+
+if TYPE_CHECKING:
+    from peftcli.methods.lora.layer import LoraLayer
+
+
+class Variant(ABC):
+    """How A and B act on a layer. Stateless: weights live on the layer."""
+
+    def add(self, layer: LoraLayer, name: str) -> None:  # noqa: B027  (most variants need nothing)
+        """Makes what the variant needs beside A and B."""
+
+    @abstractmethod
+    def forward(self, layer: LoraLayer, name: str, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+        """The layer's output with this adapter: `result` is what it was without."""
+
+    @abstractmethod
+    def delta(self, layer: LoraLayer, name: str, W_OI: torch.Tensor) -> torch.Tensor:
+        """What the adapter adds to the base's matrix, in its dtype."""
+
+
+class Plain(Variant):
+    """W + scaling · B A."""
+
+    def forward(self, layer: LoraLayer, name: str, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+        """Adds scaling · B A dropout(x)."""
+        return result + layer.update(name, layer.lora_dropout[name](x)) * layer.scaling[name]
+
+    def delta(self, layer: LoraLayer, name: str, W_OI: torch.Tensor) -> torch.Tensor:
+        """The product, scaled."""
+        return _product(layer, name, W_OI.dtype)
+
+
+class Magnitude(nn.Module):
+    """DoRA's trained magnitude of every output, in a module since PEFT's live model has one there."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(values)
+
+
+class Dora(Variant):
+    """m · (W + scaling · B A) / ‖W + scaling · B A‖, the norm taken per output.
+
+    The norm is a constant to the gradient (section 4.3 of the paper), so it is computed outside the graph and
+    nothing of it is kept for the backward pass.
+
+    Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, arXiv:2402.09353.
+    """
+
+    def add(self, layer: LoraLayer, name: str) -> None:
+        """The magnitudes start as the norms, so that a fresh adapter changes nothing."""
+        norm_O = self._norm(layer, name)
+        dtype = layer.factors(name)[1].dtype
+        layer.lora_magnitude_vector[name] = Magnitude(
+            norm_O.to(dtype).reshape(layer.magnitude_shape(len(norm_O)))
+        )
+
+    def forward(self, layer: LoraLayer, name: str, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+        """Adds (m / norm - 1) · W x + (m / norm) · scaling · B A x; dropout acts on both x, as in PEFT."""
+        dropout = layer.lora_dropout[name]
+        if layer.training and not isinstance(dropout, nn.Identity):
+            dtype = torch.promote_types(x.dtype, layer.factors(name)[0].dtype)
+            x = dropout(x.to(dtype))
+            base = layer.base_product(x)
+        else:
+            bias = getattr(layer.get_base_layer(), "bias", None)
+            base = result if bias is None else result - layer.per_output(bias)
+        scale = layer.per_output(self._magnitude(layer, name) / self._norm(layer, name))
+        return result + (scale - 1) * base + (scale * layer.scaling[name]) * layer.update(name, x)
+
+    def delta(self, layer: LoraLayer, name: str, W_OI: torch.Tensor) -> torch.Tensor:
+        """(m / norm) · (W + scaling · B A) - W."""
+        whole_OI = W_OI + _product(layer, name, W_OI.dtype)
+        scale_O = self._magnitude(layer, name).to(W_OI.dtype) / whole_OI.norm(dim=1)
+        delta_OI: torch.Tensor = scale_O[:, None] * whole_OI - W_OI
+        return delta_OI
+
+    def _magnitude(self, layer: LoraLayer, name: str) -> torch.Tensor:
+        return weight_of(layer.lora_magnitude_vector[name]).flatten()
+
+    @torch.no_grad()
+    def _norm(self, layer: LoraLayer, name: str) -> torch.Tensor:
+        weight = base_weight(layer.get_base_layer())
+        with torch.autocast(weight.device.type, enabled=False):
+            W_OI = layer.matrix(weight.float() if weight.dtype in HALF else weight)
+            norm_O: torch.Tensor = (W_OI + _product(layer, name, W_OI.dtype)).norm(dim=1)
+            return norm_O
+
+
+def _product(layer: LoraLayer, name: str, dtype: torch.dtype) -> torch.Tensor:
+    A_RI, B_OR = layer.factors(name)
+    return (B_OR.to(dtype) @ A_RI.to(dtype)) * layer.scaling[name]
+
+
+PLAIN = Plain()
+VARIANTS: dict[str, Variant] = {"plain": PLAIN, "dora": Dora()}

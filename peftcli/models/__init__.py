@@ -1,0 +1,1 @@
+"""Base models: found, converted where they must be, and loaded."""

@@ -1,0 +1,72 @@
+"""Model repositories of the Hub: from an id and a revision to one commit, and its errors in one line each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peftcli.errors import HubError, ModelError
+
+
+def resolve_commit(repo_id: str, revision: str | None = None) -> tuple[str, bool]:
+    """The commit that `revision` (default: the main branch) of a model repository stands for.
+
+    Without the network, it is the commit that the Hub's cache on this machine holds.
+
+    Returns:
+        The commit's hash, and whether the Hub could be reached.
+
+    Raises:
+        ModelError: there is no such repository or revision, or it holds no model.
+        HubError: the Hub could not be reached and nothing is cached, or it asks for a token.
+    """
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    at = f"{repo_id!r}" + (f" at revision {revision!r}" if revision else "")
+    try:
+        # Asked once and without retries: from_pretrained would ask anew for each file, waiting each time.
+        get_hf_file_metadata(hf_hub_url(repo_id, "config.json", revision=revision))
+        # Downloading by the branch's name makes the cache remember which commit that is.
+        config = hf_hub_download(repo_id, "config.json", revision=revision)
+    except errors.HFValidationError as error:
+        raise ModelError(f"base_model {repo_id!r} is neither a file here nor a Hub id (org/name)") from error
+    except errors.GatedRepoError as error:
+        raise HubError(f"{at} is gated; ask for access on its page, then set HF_TOKEN") from error
+    except errors.RevisionNotFoundError as error:
+        raise ModelError(f"the Hub has no {at}; check the revision") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelError(
+            f"{at} is neither a folder here nor a model on the Hub; check the name, "
+            "or set HF_TOKEN if it is private"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise ModelError(f"{at} has no config.json: it is not a Transformers model") from error
+    except network_errors() as error:
+        return _cached_commit(repo_id, revision, at, error), False
+    return Path(config).parent.name, True
+
+
+def _cached_commit(repo_id: str, revision: str | None, at: str, error: Exception) -> str:
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(repo_id, "config.json", revision=revision)
+    if not isinstance(config, str):
+        raise HubError(
+            f"{at} not found locally and the Hub could not be reached ({first_line(error)}); check the name "
+            "and the network, or name a local folder or .gguf file"
+        ) from error
+    return Path(config).parent.name
+
+
+def network_errors() -> tuple[type[Exception], ...]:
+    """What the Hub's client raises when the network or the Hub fails."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    # The root of the HTTP library's errors is the first base of the client's own: which library that is
+    # (httpx, httpx2) differs between the client's releases.
+    root: type[Exception] = HfHubHTTPError.__bases__[0]
+    return (root, OfflineModeIsEnabled)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something, for a message of one line."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

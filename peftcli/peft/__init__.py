@@ -1,0 +1,1 @@
+"""PEFT's Python surface: adapted models, and their two files."""

@@ -1,0 +1,70 @@
+"""The recipe's `adapter` section: adapter_config.json's fields, checked by the method's own config class."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from peftcli.errors import AdapterConfigError
+from peftcli.recipe.schema import Recipe
+from peftcli.recipe.source import Document, kind
+from peftcli.registry import METHODS, resolve
+
+# Fields of adapter_config.json that a run writes by itself.
+WRITTEN = {
+    "auto_mapping": "it is written by the run; delete it",
+    "base_model_name_or_path": "it is written by the run; say `base_model` (and `base_model_id`) at the top",
+    "inference_mode": "it is written by the run: an adapter in training is not in inference mode; delete it",
+    "peft_version": "it is written by the run; delete it",
+    "revision": "it is written by the run; say `revision` at the top",
+}
+
+
+def adapter_config(recipe: Recipe) -> Any:
+    """The method's config that the recipe's `adapter` section describes."""
+    fields = {key: value for key, value in recipe.adapter.items() if key not in {"peft_type", "task_type"}}
+    config = resolve(METHODS, recipe.adapter["peft_type"], what="peft_type")
+    return config(task_type=_task_type(recipe.task_type), **fields)
+
+
+def known_fields(section: Any) -> tuple[list[str], list[str]]:
+    """The fields that the `adapter` section may have, and those that are refused with a reason of their own.
+
+    They are those of the section's peft_type, or of the first method where that is not known.
+    """
+    named = section.get("peft_type") if isinstance(section, dict) else None
+    peft_type = named if isinstance(named, str) and named in METHODS else next(iter(METHODS))
+    config = resolve(METHODS, peft_type, what="peft_type")
+    names = [field.name for field in dataclasses.fields(config)]
+    return [name for name in names if name not in WRITTEN], [*WRITTEN, *config.DEFERRED]
+
+
+def check_adapter(document: Document, values: dict[str, Any]) -> None:
+    """Notes what is wrong with the fields of `adapter`; `values` is the section's content."""
+    peft_type = values.get("peft_type")
+    if peft_type is None:
+        document.add(("adapter", "peft_type"), f"is missing; supported: {_methods()}")
+        return
+    if not isinstance(peft_type, str) or peft_type not in METHODS:
+        shown = f"'{peft_type}'" if isinstance(peft_type, str) else kind(peft_type)
+        document.add(("adapter", "peft_type"), f"{shown} is not supported; supported: {_methods()}")
+        return
+    fields = {key: value for key, value in values.items() if key not in {"peft_type", "task_type"}}
+    for name in [name for name in fields if name in WRITTEN]:
+        document.add(("adapter", name), WRITTEN[name])
+        del fields[name]
+    try:
+        resolve(METHODS, peft_type, what="peft_type")(**fields)
+    except AdapterConfigError as error:
+        for name, message in error.fields:
+            document.add(("adapter", name), message)
+
+
+def _methods() -> str:
+    return ", ".join(METHODS)
+
+
+def _task_type(task_type: str) -> str | None:
+    """PEFT knows six task types; an adapter for another task says none, as PEFT's own do."""
+    known = {"CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"}
+    return task_type if task_type in known else None

@@ -1,0 +1,131 @@
+"""What a run's folder says about the adapter in it: the base to load, and how its training rows were written.
+
+A folder that peftcli wrote has recipe.lock.yaml, which says everything. Any other folder of PEFT's two files
+says less, in adapter_config.json: there the base's name is all there is, and prompts are chats where the
+tokenizer has a chat template.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peftcli.errors import ModelError, nearest
+from peftcli.run.lock import LOCK_NAME, Lock, read_lock
+
+CONFIG_NAME = "adapter_config.json"
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """An adapter's folder, read. `format` is None where nothing says how the training rows were written."""
+
+    folder: Path
+    base_model: str
+    revision: str | None
+    task_type: str | None
+    dtype: str
+    attn_implementation: str | None
+    quantization: dict[str, Any] | None
+    trust_remote_code: bool
+    format: str | None
+    chat_template: str | None
+    system_prompt: str | None
+    source_prefix: str | None
+    base_fingerprint: str | None
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the folder holds a tokenizer, which is then the one to use."""
+        return (self.folder / "tokenizer.json").is_file() or (self.folder / "tokenizer_config.json").is_file()
+
+
+def open_run(folder: Path) -> RunFolder:
+    """Read a run's folder, or an adapter's folder from elsewhere.
+
+    Raises:
+        ModelError: it holds no adapter, or its files cannot be read.
+    """
+    _require_adapter(folder)
+    config = _read_config(folder / CONFIG_NAME)
+    lock = read_lock(folder)
+    return _from_config(folder, config) if lock is None else _from_lock(folder, lock, config)
+
+
+def _require_adapter(folder: Path) -> None:
+    if (folder / CONFIG_NAME).is_file():
+        return
+    if not folder.is_dir():
+        siblings = (entry.name for entry in folder.parent.iterdir()) if folder.parent.is_dir() else ()
+        close = nearest(folder.name, siblings, limit=1)
+        hint = f"; did you mean {str(folder.parent / close[0])!r}?" if close else ""
+        raise ModelError(f"there is no folder {str(folder)!r}{hint}")
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{CONFIG_NAME}")]
+    if whole:
+        last = max(whole, key=lambda path: int("0" + re.sub(r"\D", "", path.name)))
+        hint = f"its last checkpoint does: name {str(last)!r}"
+    else:
+        hint = "name a folder that `peftcli train` or PEFT wrote"
+    raise ModelError(f"{str(folder)!r} has no {CONFIG_NAME}; {hint}")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"cannot be read as JSON: {error}", where=str(path)) from error
+    if not isinstance(config, dict):
+        raise ModelError("does not hold an adapter's configuration", where=str(path))
+    return config
+
+
+def _from_config(folder: Path, config: dict[str, Any]) -> RunFolder:
+    base_model = config.get("base_model_name_or_path")
+    if not base_model or not isinstance(base_model, str):
+        raise ModelError(
+            "names no base model; set base_model_name_or_path in it", where=str(folder / CONFIG_NAME)
+        )
+    return RunFolder(
+        folder=folder,
+        base_model=base_model,
+        revision=config.get("revision"),
+        task_type=config.get("task_type"),
+        dtype="auto",
+        attn_implementation=None,
+        quantization=None,
+        trust_remote_code=False,
+        format=None,
+        chat_template=None,
+        system_prompt=None,
+        source_prefix=None,
+        base_fingerprint=None,
+    )
+
+
+def _from_lock(folder: Path, lock: Lock, config: dict[str, Any]) -> RunFolder:
+    recipe, data = lock.recipe, lock.recipe.get("data") or {}
+    if "base_model" not in recipe:
+        raise ModelError("names no base_model; put the original back", where=str(folder / LOCK_NAME))
+    fingerprint = lock.base.get("fingerprint")
+    # A base from the Hub is fetched at the very commit that was trained on.
+    pinned = fingerprint if fingerprint and _COMMIT.fullmatch(fingerprint) else recipe.get("revision")
+    return RunFolder(
+        folder=folder,
+        base_model=recipe["base_model"],
+        revision=pinned,
+        task_type=recipe.get("task_type", config.get("task_type")),
+        dtype=recipe.get("dtype", "auto"),
+        attn_implementation=recipe.get("attn_implementation"),
+        quantization=recipe.get("quantization"),
+        trust_remote_code=recipe.get("trust_remote_code", False),
+        format=lock.data.get("format"),
+        chat_template=lock.chat_template,
+        system_prompt=data.get("system_prompt"),
+        source_prefix=data.get("source_prefix"),
+        base_fingerprint=fingerprint,
+    )

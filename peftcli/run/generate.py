@@ -1,0 +1,251 @@
+"""`peftcli generate`: text from an adapter, prompted as its training rows were written.
+
+Streamed and batched prompts go through one function, Transformers' `generate`. A batch is padded on the left,
+so that every row's last prompt token stands last; with the padding masked and positions counted per row, its
+tokens are those that each prompt gets alone. Shapes: B prompts, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peftcli.data.chat import ChatTemplate
+from peftcli.data.prompt import prompt_ids
+from peftcli.data.tokens import token_ids
+from peftcli.errors import DataError, MemoryLimitError, ModelError, RecipeError
+from peftcli.models.load import Base, load_model, load_tokenizer, resolve_base
+from peftcli.run.folder import RunFolder, open_run
+from peftcli.run.sampling import Sampling
+from peftcli.run.stream import Stream
+
+Prompt = str | Sequence[dict[str, str]]
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What came after a prompt: the text, its tokens, and whether the model ended it or the limit did."""
+
+    text: str
+    tokens: int
+    finish_reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The keys of a JSON row."""
+        return {"completion": self.text, "tokens": self.tokens, "finish_reason": self.finish_reason}
+
+
+@dataclass(frozen=True, slots=True)
+class Generator:
+    """A loaded model with what prompting it as in training needs."""
+
+    model: Any
+    tokenizer: Any
+    run: RunFolder
+    format: str
+    stops: frozenset[int]
+    sampling: Sampling
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The prompt's tokens, as a training row would begin.
+
+        Raises:
+            DataError: it is empty, does not fit the rows' format, or leaves no room for an answer.
+        """
+        if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+            raise DataError("the prompt is empty; give it some text")
+        if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
+            raise DataError("the last message is the assistant's: there is nothing to answer")
+        ids = prompt_ids(
+            prompt,
+            format=self.format,
+            tokenizer=self.tokenizer,
+            chat_template=self.run.chat_template,
+            system_prompt=self.run.system_prompt,
+            source_prefix=self.run.source_prefix,
+        )
+        limit = self._context_length()
+        if limit is not None and len(ids) >= limit:
+            raise DataError(
+                f"the prompt has {len(ids)} tokens, and the model takes {limit} in all; shorten it"
+            )
+        return ids
+
+    def room(self, ids: Sequence[int]) -> int:
+        """How many tokens may follow this prompt: what was asked for, or what the model has place for."""
+        limit = self._context_length()
+        wanted = self.sampling.max_new_tokens
+        return wanted if limit is None else min(wanted, limit - len(ids))
+
+    def stream(self, ids: list[int], write: Callable[[str], object]) -> Completion:
+        """One completion, handed to `write` piece by piece as it comes."""
+        return self._generate([ids], self.room(ids), Stream(self.tokenizer, write))[0]
+
+    def complete(self, prompts: Sequence[list[int]], batch_size: int) -> list[Completion]:
+        """A completion for each prompt, in order, generated in batches of prompts of like length."""
+        results: dict[int, Completion] = {}
+        # Where the model has no place for all the tokens asked for, only prompts of one length go together:
+        # padding would take the place of a shorter one's tokens.
+        order = sorted(range(len(prompts)), key=lambda at: (self.room(prompts[at]), len(prompts[at])))
+        while order:
+            room = self.room(prompts[order[0]])
+            chosen = [at for at in order[:batch_size] if self.room(prompts[at]) == room]
+            order = order[len(chosen) :]
+            completions = self._generate([prompts[at] for at in chosen], room, None)
+            results.update(zip(chosen, completions, strict=True))
+        return [results[at] for at in range(len(prompts))]
+
+    def _context_length(self) -> int | None:
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    def _generate(self, prompts: Sequence[list[int]], room: int, streamer: Stream | None) -> list[Completion]:
+        import torch
+
+        pad = self.tokenizer.pad_token_id
+        width = max(map(len, prompts))
+        input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts])  # (B, T)
+        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
+        config = self.sampling.config(
+            self.model.generation_config, max_new_tokens=room, stops=self.stops, pad=pad
+        )
+        try:
+            with torch.inference_mode():
+                output = self.model.generate(
+                    input_ids=input_ids.to(self.model.device),
+                    attention_mask=mask.to(self.model.device),
+                    generation_config=config,
+                    streamer=streamer,
+                )
+        except torch.OutOfMemoryError as error:
+            raise MemoryLimitError(
+                "generating ran out of memory; lower --batch-size or --max-new-tokens"
+            ) from error
+        return [self._completion(row) for row in output[:, width:].tolist()]
+
+    def _completion(self, ids: list[int]) -> Completion:
+        end = next((at for at, token in enumerate(ids) if token in self.stops), None)
+        kept = ids if end is None else ids[:end]
+        text = self.tokenizer.decode(kept, skip_special_tokens=True)
+        return Completion(text, len(kept), "length" if end is None else "stop")
+
+
+def open_generator(
+    folder: Path,
+    sampling: Sampling,
+    *,
+    with_adapter: bool = True,
+    raw: bool = False,
+    seed: int | None,
+    say: Say,
+) -> Generator:
+    """Load what the adapter's folder says.
+
+    Args:
+        folder: the adapter's.
+        sampling: how to choose tokens.
+        with_adapter: `False` leaves the bare base.
+        raw: prompts go in as they are, without template, system prompt or prefix.
+        seed: of sampling; without one every call differs.
+        say: gets what the user should know.
+
+    Raises:
+        ModelError: no adapter in the folder, a base that cannot be loaded, or one that does not generate.
+        HubError: the base is on the Hub, which could not be reached.
+    """
+    run = open_run(folder)
+    if run.task_type not in {"CAUSAL_LM", None}:
+        raise ModelError(
+            f"this adapter's task is {run.task_type}, which does not generate text; use `peftcli predict`"
+        )
+    base = resolve_base(run.base_model, run.revision, say=say)
+    _warn_of_another_base(run, base, say)
+    tokenizer = _tokenizer(run, base, say)
+    written = "text" if raw else run.format or _guess_format(run, tokenizer, say)
+    model = _model(run, base, with_adapter=with_adapter)
+    _seed(seed)
+    return Generator(model, tokenizer, run, written, _stops(model, tokenizer, run, written), sampling)
+
+
+def _warn_of_another_base(run: RunFolder, base: Base, say: Say) -> None:
+    if run.base_fingerprint not in {None, base.fingerprint}:
+        say(f"warning: {base.name} is not what the adapter was trained on: its content has changed since")
+
+
+def _tokenizer(run: RunFolder, base: Base, say: Say) -> Any:
+    source = Base(str(run.folder), str(run.folder), None, "") if run.has_tokenizer else base
+    return load_tokenizer(source, trust_remote_code=run.trust_remote_code, say=say)
+
+
+def _guess_format(run: RunFolder, tokenizer: Any, say: Say) -> str:
+    name = "chat" if tokenizer.chat_template else "text"
+    how = "as chats, with the tokenizer's template" if name == "chat" else "as they are"
+    say(f"{run.folder} does not say how its training rows were written: prompts are taken {how}")
+    return name
+
+
+def _model(run: RunFolder, base: Base, *, with_adapter: bool) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = load_model(
+        base,
+        AutoModelForCausalLM,
+        dtype=run.dtype,
+        attn_implementation=run.attn_implementation,
+        quantization=run.quantization,
+        trust_remote_code=run.trust_remote_code,
+    )
+    if with_adapter:
+        from peftcli.peft.model import PeftModel
+
+        model = PeftModel.from_pretrained(model, run.folder)
+    if run.quantization is None and (device := torch.accelerator.current_accelerator(check_available=True)):
+        model = model.to(device)
+    return model.eval()
+
+
+def _seed(seed: int | None) -> None:
+    import torch
+
+    # PyTorch's own start value is the same in every process, so that without a seed nothing would ever vary.
+    if seed is None:
+        torch.seed()
+    else:
+        torch.manual_seed(seed)
+
+
+def _stops(model: Any, tokenizer: Any, run: RunFolder, written: str) -> frozenset[int]:
+    """The tokens that end a completion: the tokenizer's, the base's own, and the template's end of a turn."""
+    own = model.generation_config.eos_token_id
+    stops = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    template = ChatTemplate.of(tokenizer, run.chat_template)
+    if written in {"chat", "instruction"} and template is not None:
+        stops |= set(_turn_ends(tokenizer, template))
+    if not stops:
+        raise ModelError(
+            "neither the tokenizer nor the base names a token that ends a text; set eos_token in it"
+        )
+    return frozenset(stops)
+
+
+def _turn_ends(tokenizer: Any, template: ChatTemplate) -> Iterable[int]:
+    """The special token, if any, that comes first after what an assistant says."""
+    said = "answer"
+    chat = template.render([{"role": "user", "content": "question"}, {"role": "assistant", "content": said}])
+    after = token_ids(tokenizer, [chat[chat.rindex(said) + len(said) :]])[0] if said in chat else []
+    return [token for token in after[:1] if token in tokenizer.added_tokens_decoder]
+
+
+def require_chat(generator: Generator) -> None:
+    """Refuse a conversation with an adapter whose training rows were no chats.
+
+    Raises:
+        RecipeError: it was trained on another format.
+    """
+    if generator.format != "chat":
+        raise RecipeError(
+            f"--chat needs an adapter trained on chats; this one's rows were '{generator.format}'"
+        )

@@ -1,0 +1,61 @@
+"""What a recipe names, opened: the base's place, its tokenizer, the task, and the encoded rows. No weights yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from peftcli import registry
+from peftcli.data.prepare import Prepared, prepare
+from peftcli.models.load import Base, load_config, load_tokenizer, resolve_base
+from peftcli.recipe.schema import Recipe
+from peftcli.tasks.base import Task
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """A recipe's base, tokenizer, task and rows."""
+
+    base: Base
+    tokenizer: Any
+    task: Task
+    prepared: Prepared
+
+
+def read_inputs(recipe: Recipe, *, say: Say) -> Inputs:
+    """Finds the base and reads all rows; `say` gets a line when something takes long or was decided.
+
+    Raises:
+        ModelError: the base or its tokenizer cannot be had.
+        DataError: rows cannot be read, encoded or trained on.
+        HubError: the Hub could not be reached.
+    """
+    task_class = registry.resolve(registry.TASKS, recipe.task_type, what="task_type")
+    base = resolve_base(recipe.base_model, recipe.revision, say=say)
+    config = load_config(base, trust_remote_code=recipe.trust_remote_code)
+    tokenizer = load_tokenizer(base, trust_remote_code=recipe.trust_remote_code, say=say)
+    task: Task = task_class(recipe, tokenizer)
+    prepared = prepare(
+        recipe.data,
+        encode=task.encode,
+        seed=recipe.training.seed,
+        model_max_length=longest_input(config, tokenizer),
+        formats=task.formats,
+        remarks=task.remarks,
+    )
+    return Inputs(base, tokenizer, task, prepared)
+
+
+def longest_input(config: Any, tokenizer: Any) -> int | None:
+    """How many tokens the model takes, as far as its config or tokenizer says; None where neither does."""
+    text_config = config.get_text_config()
+    limits = [
+        limit
+        for limit in (getattr(text_config, "max_position_embeddings", None), tokenizer.model_max_length)
+        # Tokenizers without a limit say 1e30.
+        if isinstance(limit, int) and 0 < limit < 10**9
+    ]
+    return min(limits, default=None)

@@ -1,0 +1,116 @@
+"""recipe.lock.yaml: what a run really was. The recipe as resolved, versions, and fingerprints of base and data.
+
+`generate`, `eval` and `push` need nothing but the folder it stands in. It is also a recipe's twin: what stands
+under `recipe:` trains as it is.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from peftcli.errors import ModelError
+from peftcli.files import write_text
+from peftcli.recipe.schema import Recipe
+
+LOCK_NAME = "recipe.lock.yaml"
+PACKAGES = (
+    "peftcli", "torch", "transformers", "tokenizers", "accelerate", "datasets", "safetensors", "pydantic", "gguf"
+)  # fmt: skip
+HEADER = """\
+# What this run really was: the recipe with every default, versions, and fingerprints of base and data.
+# Written by peftcli; `peftcli generate --adapter` reads it.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """The parts of the file; `chat_template` is the text that prompts are rendered with, None where there is none."""
+
+    recipe: dict[str, Any]
+    base: dict[str, Any]
+    data: dict[str, Any]
+    versions: dict[str, str]
+    chat_template: str | None = None
+
+    def changes_since(self, older: Lock) -> list[str]:
+        """What differs from an earlier lock, one line a key: `training.learning_rate: 0.001, was 0.0001`."""
+        now, then = _flat(self.as_dict()), _flat(older.as_dict())
+        missing = "not set"
+        return [
+            f"{key}: {now.get(key, missing)}, was {then.get(key, missing)}"
+            for key in sorted(now.keys() | then.keys())
+            if now.get(key, missing) != then.get(key, missing)
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The file's content as plain values."""
+        return {
+            "recipe": self.recipe,
+            "base": self.base,
+            "data": self.data,
+            "versions": self.versions,
+            "chat_template": self.chat_template,
+        }
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level of dotted keys; lists of mappings count by position."""
+    if isinstance(value, dict) and value:
+        items = value.items()
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        items = {str(i): item for i, item in enumerate(value)}.items()
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in items:
+        flat |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def installed_versions() -> dict[str, str]:
+    """Python and the packages a run's numbers depend on; a package that is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def make_lock(
+    recipe: Recipe, *, base: dict[str, Any], data: dict[str, Any], chat_template: str | None
+) -> Lock:
+    """The lock of a run that is about to start."""
+    resolved = recipe.model_dump(mode="json")
+    return Lock(resolved, base, data, installed_versions(), chat_template)
+
+
+def write_lock(folder: Path, lock: Lock) -> None:
+    """Writes the lock into a run's folder."""
+    text = yaml.safe_dump(lock.as_dict(), sort_keys=False, allow_unicode=True, width=110)
+    write_text(folder / LOCK_NAME, HEADER + text)
+
+
+def read_lock(folder: Path) -> Lock | None:
+    """The lock in `folder`, None where there is none.
+
+    Raises:
+        ModelError: for a file that is not a lock.
+    """
+    path = folder / LOCK_NAME
+    if not path.is_file():
+        return None
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Lock(**content)
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+        raise ModelError(
+            "is not a lock that peftcli wrote; put the original back", where=str(path)
+        ) from error

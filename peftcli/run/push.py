@@ -1,0 +1,234 @@
+"""`peftcli push`: a run's folder to a model repository of the Hub, in one commit.
+
+What goes up is on a list, by name: whatever else lies in the folder (checkpoints with optimizer state, logs,
+notes) stays where it is. The token is looked at here only to keep it out of every message.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peftcli.errors import AdapterError, HubError
+from peftcli.models.hub import first_line, network_errors
+from peftcli.run.folder import CONFIG_NAME, open_run
+from peftcli.run.lock import LOCK_NAME
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+CARD_NAME = "README.md"
+
+UPLOADED = (
+    CONFIG_NAME, WEIGHTS_NAME, CARD_NAME, LOCK_NAME,
+    # The card shows it.
+    "loss.svg",
+    # The tokenizer, in the forms that Transformers saves.
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt",
+    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
+    # What prepares images and sound.
+    "preprocessor_config.json", "processor_config.json",
+)  # fmt: skip
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What is to go up, and what stays."""
+
+    files: dict[str, Path]
+    left: tuple[str, ...]
+
+    def sizes(self) -> dict[str, int]:
+        """Each file's size in bytes."""
+        return {name: path.stat().st_size for name, path in self.files.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """Where it went. `commit` is None where nothing was sent (`--dry-run`)."""
+
+    repo_id: str
+    url: str | None
+    commit: str | None
+    sizes: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        files = [{"path": name, "size": size} for name, size in self.sizes.items()]
+        return {"repo_id": self.repo_id, "url": self.url, "commit": self.commit, "files": files}
+
+
+def push(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str | None = None,
+    dry_run: bool = False,
+    say: Say,
+) -> Pushed:
+    """Upload an adapter and its card; the repository and the branch are made where they do not exist.
+
+    Args:
+        folder: a run's folder, or any folder with PEFT's two files.
+        repo_id: `name`, or `organization/name`.
+        private: make the repository private; one that is public already is refused.
+        revision: the branch; default: main.
+        message: the commit's.
+        dry_run: only say what would go up, without the network.
+        say: gets what the user should know.
+
+    Raises:
+        ModelError: the folder holds no adapter that can be uploaded.
+        HubError: the name or the token is wrong, or the Hub refused or could not be reached.
+    """
+    _check_name(repo_id)
+    upload = _choose(folder)
+    _warn(folder, upload, say)
+    if dry_run:
+        return Pushed(repo_id, None, None, upload.sizes())
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi(token=_token())
+    operations = [CommitOperationAdd(name, str(path)) for name, path in upload.files.items()]
+    with _one_line_errors(repo_id, api.token), _bars_on_terminals_only(), _warnings_to(say):
+        repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
+        if private and not api.repo_info(repo_id).private:
+            raise HubError(
+                f"{repo_id} exists and is public; make it private on its page, or leave --private out"
+            )
+        if revision:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.create_commit(
+            repo_id, operations, commit_message=message or "Upload an adapter with peftcli", revision=revision
+        )
+    url = f"{api.endpoint}/{repo_id}" + (f"/tree/{revision}" if revision else "")
+    return Pushed(repo_id, url, commit.oid, upload.sizes())
+
+
+def _check_name(repo_id: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but unlisted
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise HubError(
+            f"{repo_id!r} is no repository's name; write ORG/NAME ({first_line(error)})"
+        ) from error
+
+
+def _choose(folder: Path) -> Upload:
+    """The files of the list that are there; a link out of the folder is refused: it may lead anywhere."""
+    open_run(folder)
+    files = {name: folder / name for name in UPLOADED if (folder / name).is_file()}
+    for name, path in files.items():
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise AdapterError("is a link out of the folder; put the file there", where=str(folder / name))
+    if WEIGHTS_NAME not in files:
+        pickle = " (adapter_model.bin is a pickle, which can run code when read)"
+        hint = pickle if (folder / "adapter_model.bin").is_file() else ""
+        raise AdapterError(f"{str(folder)!r} has no {WEIGHTS_NAME}{hint}; nothing can be pushed from it")
+    left = sorted(entry.name for entry in folder.iterdir() if entry.name not in files)
+    return Upload(files, tuple(left))
+
+
+def _warn(folder: Path, upload: Upload, say: Say) -> None:
+    if upload.left:
+        say(f"not uploaded: {', '.join(upload.left)}")
+    if CARD_NAME not in upload.files:
+        say(f"warning: {folder} has no {CARD_NAME}, so the repository will have no model card")
+    base = _named_base(folder)
+    if base.startswith(("package://", "/", ".", "~")) or Path(base).exists():
+        say(
+            f"warning: {CONFIG_NAME} names the base {base!r}, which others do not have; "
+            "set base_model_id in the recipe to its name on the Hub"
+        )
+
+
+def _named_base(folder: Path) -> str:
+    import json
+
+    return str(
+        json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+    )
+
+
+def _token() -> str:
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if not token:
+        raise HubError("no token; set HF_TOKEN to one that may write")
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        # Such a token would be shown by the HTTP library's own complaint about it.
+        raise HubError("the token holds characters that no token has; set HF_TOKEN anew")
+    return token
+
+
+@contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    if sys.stderr.isatty() or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+@contextmanager
+def _warnings_to(say: Say) -> Iterator[None]:
+    """The Hub's remarks on a model card reach Python as warnings; here each becomes a line."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        say(f"warning: {' '.join(str(warning.message).split())}")
+
+
+@contextmanager
+def _one_line_errors(repo_id: str, token: Any) -> Iterator[None]:
+    """Turn what the Hub's client raises into one line, without its own text, which may show the token."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except HfHubHTTPError as error:
+        raise HubError(_refusal(repo_id, error, token)) from None
+    except network_errors() as error:
+        raise HubError(_without(token, f"the Hub could not be reached: {first_line(error)}")) from None
+    except (OSError, ValueError, RuntimeError) as error:
+        # RuntimeError: one file's upload failed, for the reason that it was raised from.
+        reason = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        text = " ".join(str(reason).split())
+        raise HubError(_without(token, f"the upload to {repo_id} failed: {text}")) from None
+
+
+def _refusal(repo_id: str, error: Any, token: str) -> str:
+    status = error.response.status_code
+    said = _without(token, error.server_message or first_line(error))
+    reasons = {
+        401: "the Hub does not accept the token; set HF_TOKEN to a valid one that may write",
+        403: f"the token may not write to {repo_id}; use one that may, or another name ({said})",
+        404: f"there is no {repo_id}, or the token may not see it ({said})",
+    }
+    return reasons.get(status, f"the Hub refused the upload to {repo_id} with status {status}: {said}")
+
+
+def _without(token: str, text: str) -> str:
+    return text.replace(token, "[token]")

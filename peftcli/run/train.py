@@ -1,0 +1,274 @@
+"""`peftcli train`: a recipe in, a run's folder out. What can fail cheaply fails first."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import set_seed
+
+from peftcli.errors import GateError, RecipeError
+from peftcli.files import write_text
+from peftcli.models.load import load_model
+from peftcli.peft.model import PeftModel, get_peft_model
+from peftcli.peft.storage import load_peft_weights, set_peft_model_state_dict
+from peftcli.recipe.adapter import adapter_config
+from peftcli.recipe.gates import parse_gate
+from peftcli.recipe.schema import Recipe
+from peftcli.run.card import CardFacts, write_card
+from peftcli.run.curves import loss_svg
+from peftcli.run.inputs import Inputs, Say, read_inputs
+from peftcli.run.lock import LOCK_NAME, Lock, make_lock, read_lock, write_lock
+from peftcli.train.loop import Job, Outcome
+from peftcli.train.loop import train as run_loop
+from peftcli.train.state import find_checkpoint
+
+METRICS, CURVES = "metrics.jsonl", "loss.svg"
+# Any of these in a folder says that a run has been there.
+MARKS = ("adapter_config.json", LOCK_NAME, METRICS, "checkpoint-*")
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What `train` reports: the outcome of the loop, and what became of the gates."""
+
+    output_dir: Path
+    outcome: Outcome
+    parameters: tuple[int, int]
+    gates: dict[str, bool]
+    is_first: bool
+
+    @property
+    def adapter_bytes(self) -> int:
+        """The size of the adapter's weights."""
+        return (self.output_dir / "adapter_model.safetensors").stat().st_size
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        outcome = self.outcome
+        return {
+            "output_dir": str(self.output_dir),
+            "steps": outcome.global_step,
+            "epoch": outcome.epoch,
+            "train_loss": outcome.train_loss,
+            "metrics": outcome.last_eval,
+            "best_checkpoint": None if outcome.best_checkpoint is None else str(outcome.best_checkpoint),
+            "seconds": outcome.seconds,
+            "tokens": outcome.tokens,
+            "peak_memory_bytes": outcome.peak_memory_bytes,
+            "trainable_parameters": self.parameters[0],
+            "all_parameters": self.parameters[1],
+            "adapter_bytes": self.adapter_bytes,
+            "gates": self.gates,
+        }
+
+
+def train(recipe: Recipe, *, resume: bool | Path = False, say: Say) -> Trained:
+    """Trains what the recipe says and writes the run's folder.
+
+    Args:
+        recipe: the run.
+        resume: go on from the last whole checkpoint (or from the start where there is none), or from this one.
+        say: gets every line for the user; only the first process's lines are passed on.
+
+    Raises:
+        PeftcliError: of the kind that says what went wrong.
+    """
+    # Launchers number the processes; the group itself is formed by the loop, as training.ddp_* say.
+    is_first = os.environ.get("RANK", "0") == "0"
+    say = say if is_first else _nobody
+    folder = Path(recipe.training.output_dir)
+    checkpoint = claim_folder(recipe, resume, say) if is_first else _found(folder, resume)
+    inputs = read_inputs(recipe, say=say)
+    for line in inputs.prepared.report.lines():
+        say(line)
+    lock = lock_of(recipe, inputs)
+    if is_first:
+        _note_changes(folder, lock, checkpoint, say)
+        write_lock(folder, lock)
+    model = adapted_model(recipe, inputs)
+    inputs.task.check_model(model)
+    parameters = model.get_nb_trainable_parameters()
+    share = 100 * parameters[0] / parameters[1]
+    say(f"training {parameters[0]:,} of {parameters[1]:,} parameters ({share:.2f} %)")
+    job = _job(recipe, inputs, model, lock, checkpoint)
+    outcome = run_loop(job)
+    if is_first:
+        job.save_adapter(folder)
+        _write_reports(folder, recipe, inputs, outcome, parameters)
+    return Trained(folder, outcome, parameters, judge(recipe, outcome), is_first)
+
+
+def _job(recipe: Recipe, inputs: Inputs, model: PeftModel, lock: Lock, checkpoint: Path | None) -> Job:
+    def save_adapter(target: Path) -> None:
+        model.save_pretrained(str(target))
+        inputs.tokenizer.save_pretrained(str(target))
+        write_lock(target, lock)
+
+    def load_adapter(source: Path) -> None:
+        set_peft_model_state_dict(model, load_peft_weights(str(source)))
+
+    return Job(
+        model=model,
+        task=inputs.task,
+        train_rows=inputs.prepared.train,
+        eval_rows=inputs.prepared.eval,
+        settings=recipe.training,
+        output_dir=Path(recipe.training.output_dir),
+        save_adapter=save_adapter,
+        load_adapter=load_adapter,
+        resume_from=checkpoint,
+    )
+
+
+def _nobody(_: str) -> None:
+    """What the other processes say: the first one has said it."""
+
+
+# The folder.
+
+
+def claim_folder(recipe: Recipe, resume: bool | Path, say: Say) -> Path | None:
+    """Makes the run's folder ready and gives the checkpoint to go on from.
+
+    Raises:
+        RecipeError: another run is in it, or the checkpoint to resume from is not there.
+    """
+    folder = Path(recipe.training.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise RecipeError(f"training.output_dir: {folder} is a file; name a folder")
+    earlier = sorted(path for mark in MARKS for path in folder.glob(mark))
+    if resume:
+        return _resumed(folder, resume, say)
+    if earlier and not recipe.training.overwrite_output_dir:
+        raise RecipeError(
+            f"training.output_dir: {folder} already holds a run ({earlier[0].name}); go on with it by --resume, "
+            "replace it by --set training.overwrite_output_dir=true, or name another folder"
+        )
+    for path in earlier:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(f"training.output_dir: {folder} cannot be made: {error.strerror}") from error
+    return None
+
+
+def _resumed(folder: Path, resume: bool | Path, say: Say) -> Path | None:
+    if isinstance(resume, Path) and not resume.is_dir():
+        near = sorted(path.name for path in folder.glob("checkpoint-*"))
+        raise RecipeError(
+            f"--resume: there is no checkpoint {resume}; {folder} has: {', '.join(near) or 'none'}"
+        )
+    checkpoint = resume if isinstance(resume, Path) else find_checkpoint(folder, say)
+    say(
+        f"resuming from {checkpoint}"
+        if checkpoint
+        else f"{folder} has no whole checkpoint: starting from the start"
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    return checkpoint
+
+
+def _found(folder: Path, resume: bool | Path) -> Path | None:
+    """What the first process has found, for the others."""
+    if isinstance(resume, Path):
+        return resume
+    return find_checkpoint(folder) if resume else None
+
+
+def _note_changes(folder: Path, lock: Lock, checkpoint: Path | None, say: Say) -> None:
+    """Says what a resumed run does differently from the one it goes on with."""
+    older = read_lock(folder) if checkpoint else None
+    for change in lock.changes_since(older) if older else ():
+        say(f"changed since the run began: {change}")
+
+
+# The model.
+
+
+def adapted_model(recipe: Recipe, inputs: Inputs) -> PeftModel:
+    """The base with a fresh adapter, drawn by training.seed."""
+    base = load_model(
+        inputs.base,
+        inputs.task.auto_class(),
+        dtype=recipe.dtype,
+        attn_implementation=recipe.attn_implementation,
+        quantization=recipe.quantization,
+        trust_remote_code=recipe.trust_remote_code,
+    )
+    set_seed(recipe.training.seed)
+    config = adapter_config(recipe)
+    config.base_model_name_or_path = recipe.base_model_id or recipe.base_model
+    config.revision = recipe.revision
+    return get_peft_model(base, config)
+
+
+def lock_of(recipe: Recipe, inputs: Inputs) -> Lock:
+    """What the run is, for recipe.lock.yaml."""
+    report = inputs.prepared.report
+    template = recipe.data.chat_template or inputs.tokenizer.chat_template
+    return make_lock(
+        recipe,
+        base={
+            "name": inputs.base.name,
+            "revision": inputs.base.revision,
+            "fingerprint": inputs.base.fingerprint,
+        },
+        data={"format": report.train_sources[0].type, **report.as_dict()},
+        chat_template=template if isinstance(template, str) else None,
+    )
+
+
+# What is written at the end.
+
+
+def _write_reports(
+    folder: Path, recipe: Recipe, inputs: Inputs, outcome: Outcome, parameters: tuple[int, int]
+) -> None:
+    metrics_file = folder / METRICS
+    records = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
+    write_text(folder / CURVES, loss_svg(records))
+    facts = CardFacts(
+        base_id=recipe.base_model_id or recipe.base_model,
+        parameters=parameters,
+        data_lines=inputs.prepared.report.lines(),
+        metrics={"train_loss": outcome.train_loss, **outcome.last_eval},
+        steps=outcome.global_step,
+        seconds=outcome.seconds,
+    )
+    write_card(folder, recipe, facts)
+
+
+def judge(recipe: Recipe, outcome: Outcome) -> dict[str, bool]:
+    """Which gates hold after the last evaluation.
+
+    Raises:
+        RecipeError: a gate names a metric that was not evaluated.
+    """
+    verdicts = {}
+    for metric, text in (recipe.gates or {}).items():
+        if metric not in outcome.last_eval:
+            known = ", ".join(sorted(outcome.last_eval)) or "none"
+            raise RecipeError(f"gates.{metric}: it was not evaluated; evaluated are: {known}")
+        verdicts[f"{metric} {text}"] = parse_gate(metric, text).holds(outcome.last_eval[metric])
+    return verdicts
+
+
+def enforce(trained: Trained) -> None:
+    """Ends a run whose gates failed.
+
+    Raises:
+        GateError: naming each gate that failed, with the value that was reached.
+    """
+    failed = [
+        f"{gate}, but it is {trained.outcome.last_eval[gate.split()[0]]:.6g}"
+        for gate, holds in trained.gates.items()
+        if not holds
+    ]
+    if failed:
+        raise GateError(f"gate failed: {'; '.join(failed)}; the adapter is in {trained.output_dir}")

@@ -1,0 +1,282 @@
+"""CAUSAL_LM: the next token of texts, completions, instructions and chats.
+
+Logits are computed only where a token is trained: the collator lists those positions, row by row, and the
+model's head sees no others. Shapes: B rows, T tokens, K trained positions of the row with most, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from peftcli.data.example import Chat, Completion, Example, Instruction, Row, Text
+from peftcli.data.prompt import Prompter
+from peftcli.data.tokens import IGNORED, Encoded, Passage, encode_passages, require_offsets
+from peftcli.errors import ModelError, RecipeError
+from peftcli.recipe.schema import Recipe
+from peftcli.tasks.base import Batch, Sum
+from peftcli.tasks.token_loss import summed_token_loss
+
+
+class CausalLM:
+    """The task of predicting each trained token from the ones before it."""
+
+    task_type: ClassVar[str] = "CAUSAL_LM"
+    formats: ClassVar[tuple[str, ...]] = ("text", "completion", "instruction", "chat")
+
+    def __init__(self, recipe: Recipe, tokenizer: Any) -> None:
+        require_offsets(tokenizer)
+        data = recipe.data
+        self._tokenizer = tokenizer
+        self._loss_on = data.loss_on
+        self._packing = data.packing
+        self._prompter = Prompter.of(tokenizer, data.chat_template, data.system_prompt, data.source_prefix)
+        self._special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        self._turns = 0
+        self._ended_turns = 0
+        self._rewritten = 0
+        self._plain_instructions = False
+        self._needs_eos = False
+
+    @staticmethod
+    def auto_class() -> Any:
+        """`AutoModelForCausalLM`."""
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM
+
+    # Rows.
+
+    def encode(self, examples: Sequence[Example]) -> list[list[Row]]:
+        """One row an example: `input_ids` and `labels`, int32 of the same length."""
+        passages = [self._passage(example) for example in examples]
+        encoded = encode_passages(self._tokenizer, [passage for passage, _ in passages])
+        return [
+            [self._row(each, ends_with_eos=plain)] for each, (_, plain) in zip(encoded, passages, strict=True)
+        ]
+
+    def _passage(self, example: Example) -> tuple[Passage, bool]:
+        """The text with its trained characters, and whether an end-of-sequence token must follow it."""
+        if isinstance(example, Text):
+            self._check_loss_on("text", ("all",))
+            self._prompter.refuse_system("text")
+            self._prompter.refuse_prefix("text")
+            passage = self._prompter.plain(example.text)
+            passage.boundary = 0
+            passage.spans = [(0, len(passage.text))] if passage.text else []
+            return passage, True
+        if isinstance(example, Completion):
+            self._check_loss_on("completion", ("completion", "all"))
+            return self._completion(self._prompter.completion(example.prompt), example.completion), True
+        if isinstance(example, Instruction):
+            prompt = self._prompter.instruction(example)
+            if isinstance(prompt, Chat):
+                return self._chat([*prompt.messages, {"role": "assistant", "content": example.output}]), False
+            self._plain_instructions = True
+            return self._completion(prompt, example.output), True
+        return self._chat(example.messages), False
+
+    def _completion(self, prompt: Passage, completion: str) -> Passage:
+        text = prompt.text + completion
+        first = 0 if self._loss_on == "all" else prompt.boundary
+        spans = [(first, len(text))] if first < len(text) else []
+        return Passage(text, prompt.boundary, spans, prompt.begin)
+
+    def _chat(self, messages: Sequence[dict[str, str]]) -> Passage:
+        passage = self._prompter.chat_template().passage(self._prompter.chat(messages))
+        self._rewritten += passage.rewritten
+        if self._loss_on == "completion":
+            passage.spans = [span for span in passage.spans if span[1] > passage.boundary]
+        elif self._loss_on == "all":
+            passage.spans = [(0, len(passage.text))]
+        return passage
+
+    def _check_loss_on(self, kind: str, choices: tuple[str, ...]) -> None:
+        if self._loss_on is not None and self._loss_on not in choices:
+            known = " or ".join(choices)
+            raise RecipeError(
+                f"data.loss_on: '{self._loss_on}' has no meaning for type '{kind}'; use {known}"
+            )
+
+    def _row(self, encoded: Encoded, *, ends_with_eos: bool) -> Row:
+        ids, trained = encoded.input_ids, encoded.trained
+        eos = self._tokenizer.eos_token_id
+        if ends_with_eos:
+            self._needs_eos = True
+            if eos is not None and (not ids or ids[-1] != eos):
+                ids, trained = [*ids, eos], [*trained, any(trained)]
+        elif self._loss_on != "all":
+            self._count_turns(ids, trained)
+        input_ids = np.asarray(ids, dtype=np.int32)
+        return {"input_ids": input_ids, "labels": np.where(trained, input_ids, np.int32(IGNORED))}
+
+    def _count_turns(self, ids: Sequence[int], trained: Sequence[bool]) -> None:
+        for at, flag in enumerate(trained):
+            if flag and (at + 1 == len(trained) or not trained[at + 1]):
+                self._turns += 1
+                self._ended_turns += ids[at] in self._special
+
+    def remarks(self) -> list[str]:
+        """How rows were written where there was a choice, and ends that no model can learn."""
+        said = []
+        if self._plain_instructions:
+            said.append(
+                "instructions are written as '### Instruction:' … '### Response:': there is no chat template"
+            )
+        if self._needs_eos and self._tokenizer.eos_token_id is None:
+            said.append("the tokenizer has no end-of-sequence token: where a row ends is never trained")
+        if self._rewritten:
+            said.append(
+                f"the chat template leaves something out of {self._rewritten:,} assistant turns, such as "
+                "reasoning in earlier ones: they are trained as it writes them (data.loss_on: completion trains "
+                "the last turn only)"
+            )
+        if self._ended_turns < self._turns:
+            never = self._turns - self._ended_turns
+            said.append(
+                f"the token that ends a turn is not trained in {never:,} of {self._turns:,} assistant turns: "
+                "the model may not learn to stop there; see data.chat_template"
+            )
+        return said
+
+    # Batches.
+
+    def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Right-padded tensors.
+
+        `input_ids`, `labels` (B, T), `attention_mask` (B, T) or, for packed rows, `position_ids` (B, T);
+        `kept` (B, K): the positions whose next token is trained; `targets` (B, K): that token, or -100.
+        """
+        longest = max(len(row["input_ids"]) for row in rows)
+        pad = self._tokenizer.pad_token_id
+        batch = {
+            "input_ids": torch.full((len(rows), longest), 0 if pad is None else pad),
+            "labels": torch.full((len(rows), longest), IGNORED),
+        }
+        packed = "position_ids" in rows[0]
+        # Packed rows have no mask: Transformers then keeps segments apart where positions start again.
+        # Padding is such a segment too.
+        batch["position_ids" if packed else "attention_mask"] = torch.zeros(
+            (len(rows), longest), dtype=torch.long
+        )
+        for at, row in enumerate(rows):
+            length = len(row["input_ids"])
+            batch["input_ids"][at, :length] = torch.as_tensor(row["input_ids"])
+            batch["labels"][at, :length] = torch.as_tensor(row["labels"])
+            if packed:
+                batch["position_ids"][at, :length] = torch.as_tensor(row["position_ids"])
+                batch["position_ids"][at, length:] = torch.arange(longest - length)
+            else:
+                batch["attention_mask"][at, :length] = 1
+        batch["kept"], batch["targets"] = _kept(batch["labels"])
+        return batch
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse packing where packed rows would see one another.
+
+        Raises:
+            ModelError: for a model that takes no positions, or that carries a state from one row to the next.
+        """
+        if not self._packing:
+            return
+        base = _base(model)
+        if "position_ids" not in _parameters(base):
+            problem = "takes no position_ids, which say where rows start"
+        elif _mixes_packed_rows(model, base):
+            problem = "lets packed rows see one another"
+        else:
+            return
+        raise ModelError(f"data.packing: {type(base).__name__} {problem}; set data.packing to false")
+
+    # The loss.
+
+    def loss(self, model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0) -> Sum:
+        """The sum of the trained tokens' losses, in float32 or better, and their number."""
+        logits, targets = _trained_logits(model, batch), batch["targets"]
+        total = summed_token_loss(logits.flatten(0, 1), targets.flatten(), label_smoothing=label_smoothing)
+        return total, (targets != IGNORED).sum()
+
+    def metrics(self, model: nn.Module, batch: Batch) -> dict[str, Sum]:
+        """`loss`, and `accuracy`: the share of trained tokens that are the likeliest ones."""
+        logits, targets = _trained_logits(model, batch), batch["targets"]
+        count = (targets != IGNORED).sum()
+        return {
+            "loss": (summed_token_loss(logits.flatten(0, 1), targets.flatten()), count),
+            "accuracy": ((logits.argmax(-1) == targets).sum(), count),
+        }
+
+
+def _kept(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The positions before trained tokens, (B, K), and the tokens, -100 where a row has fewer than K."""
+    trained = labels[:, 1:] != IGNORED
+    most = max(1, int(trained.sum(1).max()))
+    # A stable sort of the flags puts the trained positions first, in order.
+    order = (~trained).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+    return order, labels[:, 1:].gather(1, order)
+
+
+def _trained_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits (B, K, V) at the kept positions."""
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
+    base = _base(model)
+    kept = batch["kept"]
+    if _keeps_by_row(base):
+        return _logits(model, base, {**inputs, "logits_to_keep": kept})
+    return _logits(model, base, inputs).take_along_dim(kept.unsqueeze(-1), dim=1)
+
+
+def _logits(model: nn.Module, base: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    # With a cache, Transformers would not look for packed rows.
+    cache = {"use_cache": False} if "use_cache" in _parameters(base) else {}
+    logits: Tensor = model(**inputs, **cache).logits
+    return logits
+
+
+def _mixes_packed_rows(model: nn.Module, base: nn.Module) -> bool:
+    """Whether what the model says of a packed row depends on the row before it."""
+    embeddings: Any = base.get_input_embeddings()  # type: ignore[operator]  # a Transformers model, not any Module
+    ids = torch.arange(8, device=embeddings.weight.device) % embeddings.num_embeddings
+    positions = torch.arange(8, device=ids.device).remainder(4).unsqueeze(0)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        # Same second half, another first half.
+        one, other = (
+            _logits(model, base, {"input_ids": row.unsqueeze(0), "position_ids": positions})[0, 4:]
+            for row in (ids, torch.cat([ids[:4].flip(0), ids[4:]]))
+        )
+    model.train(was_training)
+    # The shapes are the same, so that rows which are apart differ by no more than rounding.
+    rounding = 4 * torch.finfo(one.dtype).eps * one.abs().max()
+    return bool((one - other).abs().max() > rounding)
+
+
+def _base(model: nn.Module) -> nn.Module:
+    """The Transformers model inside wrappers for adapters, several processes and compilation."""
+    inner: Any = model
+    while True:
+        if isinstance(compiled := getattr(inner, "_orig_mod", None), nn.Module):
+            inner = compiled
+        elif isinstance(inner, nn.parallel.DistributedDataParallel):
+            inner = inner.module
+        elif hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
+        else:
+            assert isinstance(inner, nn.Module)
+            return inner
+
+
+def _parameters(base: nn.Module) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(type(base).forward).parameters
+
+
+def _keeps_by_row(base: nn.Module) -> bool:
+    """Whether `logits_to_keep` may differ from row to row, as Transformers' own slicing function lets it."""
+    own = hasattr(sys.modules[type(base).__module__], "slice_logits_to_keep")
+    return own and "logits_to_keep" in _parameters(base)

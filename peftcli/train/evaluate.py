@@ -1,0 +1,94 @@
+"""Evaluation: every row once, whatever the number of processes, sums first and one division at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from peftcli.errors import RecipeError, did_you_mean
+from peftcli.recipe.training import Training
+from peftcli.tasks.base import Sum, Task
+from peftcli.train.feed import Batch
+
+
+def evaluate(
+    model: nn.Module, task: Task, batches: Iterable[Batch], accelerator: Accelerator, settings: Training
+) -> dict[str, float]:
+    """`eval_loss` and the task's other metrics over this process's batches and those of all others.
+
+    Each is a sum over trained tokens (or rows) divided by their number, without label smoothing.
+    """
+    totals: dict[str, Tensor] = {}
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        for batch in batches:
+            on_device = {name: part.to(accelerator.device, non_blocking=True) for name, part in batch.items()}
+            for name, pair in _sums(model, task, on_device, accelerator, settings).items():
+                both = torch.stack([part.to(sum_type(accelerator.device)) for part in pair])
+                totals[name] = totals[name] + both if name in totals else both
+    model.train(was_training)
+    return _means(totals, accelerator)
+
+
+def check_metric(
+    name: str,
+    *,
+    model: nn.Module,
+    task: Task,
+    batches: Iterable[Batch],
+    accelerator: Accelerator,
+    settings: Training,
+) -> None:
+    """Looks at one batch whether an evaluation will have the metric, before hours are spent on training.
+
+    Raises:
+        RecipeError: with the names that there are.
+    """
+    found = evaluate(
+        model, task, [batch for batch, _ in zip(batches, range(1), strict=False)], accelerator, settings
+    )
+    if name not in found:
+        raise RecipeError(
+            f"training.metric_for_best_model: there is no {name!r}; {did_you_mean(name, found)}"
+        )
+
+
+def sum_type(device: torch.device) -> torch.dtype:
+    """The type to add many numbers up in."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _sums(
+    model: nn.Module, task: Task, batch: Batch, accelerator: Accelerator, settings: Training
+) -> dict[str, Sum]:
+    with _autocast(accelerator, settings):
+        if settings.prediction_loss_only:
+            return {"loss": task.loss(model, batch)}
+        return task.metrics(model, batch)
+
+
+def _autocast(accelerator: Accelerator, settings: Training) -> AbstractContextManager[None]:
+    kind = accelerator.device.type
+    if settings.bf16_full_eval:
+        return torch.autocast(kind, dtype=torch.bfloat16)
+    if settings.fp16_full_eval:
+        return torch.autocast(kind, dtype=torch.float16)
+    context: AbstractContextManager[None] = accelerator.autocast()
+    return context
+
+
+def _means(totals: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
+    # A process without a batch does not know the names, but must take part.
+    names = sorted(set(gather_object(list(totals))))
+    nothing = torch.zeros(2, dtype=sum_type(accelerator.device), device=accelerator.device)
+    sums = accelerator.reduce(torch.stack([totals.get(name, nothing) for name in names]), "sum")
+    return {
+        f"eval_{name}": value / max(weight, 1.0)
+        for name, (value, weight) in zip(names, sums.tolist(), strict=True)
+    }

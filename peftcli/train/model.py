@@ -1,0 +1,142 @@
+"""The model made ready to train, and put back afterwards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from peftcli.errors import RecipeError, did_you_mean
+from peftcli.recipe.training import Training
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """One model, three views: itself, over several processes (None with one), and what a step calls."""
+
+    plain: nn.Module
+    distributed: DistributedDataParallel | None
+    stepped: nn.Module
+
+
+@contextmanager
+def trained_model(model: nn.Module, accelerator: Accelerator, settings: Training) -> Iterator[TrainedModel]:
+    """Places, checkpoints, wraps and compiles the model as the recipe says; its hooks are gone at the end.
+
+    Raises:
+        RecipeError: for a setting that this model cannot follow.
+    """
+    base = base_of(model)
+    if not _is_placed(base):
+        model.to(accelerator.device)
+    with ExitStack() as stack:
+        stack.enter_context(_activation_checkpointing(base, settings))
+        stack.enter_context(_noisy_embeddings(base, settings.neftune_noise_alpha))
+        stack.enter_context(_training_mode(model))
+        distributed = _distributed(model, accelerator)
+        yield TrainedModel(model, distributed, _compiled(distributed or model, settings))
+
+
+def base_of(model: Any) -> Any:
+    """The Transformers model under an adapter's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _is_placed(base: nn.Module) -> bool:
+    """Quantized models and those over several devices stand where they were loaded, and refuse to move."""
+    return bool(getattr(base, "is_quantized", False)) or hasattr(base, "hf_device_map")
+
+
+def _distributed(model: nn.Module, accelerator: Accelerator) -> DistributedDataParallel | None:
+    if not accelerator.use_distributed:
+        return None
+    # A GPU's process owns one device; on the CPU PyTorch wants no list.
+    devices = [accelerator.local_process_index] if accelerator.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, **accelerator.ddp_handler.to_kwargs())
+
+
+def _compiled(model: nn.Module, settings: Training) -> nn.Module:
+    backend, mode = settings.torch_compile_backend, settings.torch_compile_mode
+    if not (settings.torch_compile or backend or mode):
+        return model
+    backends = torch.compiler.list_backends(exclude_tags=())
+    if backend is not None and backend not in backends:
+        raise RecipeError(
+            f"training.torch_compile_backend: unknown {backend!r}; {did_you_mean(backend, backends)}"
+        )
+    try:
+        compiled: Any = torch.compile(model, backend=backend or "inductor", mode=mode)
+    except (RuntimeError, ValueError) as problem:
+        raise RecipeError(f"training.torch_compile_mode: {problem}") from problem
+    return cast("nn.Module", compiled)
+
+
+@contextmanager
+def _training_mode(model: nn.Module) -> Iterator[None]:
+    before = model.training
+    model.train()
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
+@contextmanager
+def _activation_checkpointing(base: Any, settings: Training) -> Iterator[None]:
+    """Recomputes activations in the backward pass; frozen layers pass gradients on to them."""
+    wanted = settings.activation_checkpointing
+    wanted = settings.gradient_checkpointing if wanted is None else wanted
+    options = settings.activation_checkpointing_kwargs or settings.gradient_checkpointing_kwargs
+    if not wanted:
+        if options:
+            raise RecipeError(
+                "training.activation_checkpointing_kwargs do nothing without activation_checkpointing"
+            )
+        yield
+        return
+    options = {"use_reentrant": False, **(options or {})}
+    layers, offload = options.pop("every_n_layers", 1), options.pop("offload", False)
+    try:
+        base.activation_checkpointing_enable(options, every_n_layers=layers, offload=offload)
+    except (AttributeError, ValueError) as problem:
+        raise RecipeError(
+            f"training.activation_checkpointing: {type(base).__name__} does not support it ({problem}); "
+            "leave it out"
+        ) from problem
+    try:
+        yield
+    finally:
+        base.activation_checkpointing_disable()
+
+
+@contextmanager
+def _noisy_embeddings(base: Any, alpha: float | None) -> Iterator[None]:
+    """NEFTune: uniform noise on the embeddings while training (Jain et al., 2023, arXiv:2310.05914)."""
+    if alpha is None:
+        yield
+        return
+    embeddings = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
+    if embeddings is None:
+        raise RecipeError(
+            f"training.neftune_noise_alpha: {type(base).__name__} has no input embeddings to add noise to; "
+            "leave it out"
+        )
+
+    def add_noise(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:  # noqa: ARG001 (a hook)
+        if not module.training:
+            return embedded
+        bound = alpha / math.sqrt(embedded.size(1) * embedded.size(2))
+        return embedded + torch.empty_like(embedded).uniform_(-bound, bound)
+
+    handle = embeddings.register_forward_hook(add_noise)
+    try:
+        yield
+    finally:
+        handle.remove()

