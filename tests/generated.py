@@ -9,7 +9,6 @@ A generated part of README.md stands between `<!-- generated: NAME -->` and `<!-
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from typer.main import get_command
 
 from peftcli import registry
 from peftcli.cli.app import app
-from peftcli.recipe.json_schema import recipe_schema
+from peftcli.recipe.json_schema import schema_text
 from peftcli.recipe.schema import Data, Recipe, Source
 from peftcli.recipe.training import OLDER, REFUSED, Training
 
@@ -136,15 +135,13 @@ def readme() -> str:
     return PART.sub(lambda match: f"{match[1]}{PARTS[match[2]]()}\n{match[3]}", text)
 
 
-def schema() -> str:
-    """The JSON Schema as it is committed."""
-    return json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
-
-
 def main() -> int:
     """Rewrites or checks both files; the exit status."""
     stale = []
-    for path, made in ((ROOT / "README.md", readme()), (ROOT / "recipes" / "recipe.schema.json", schema())):
+    for path, made in (
+        (ROOT / "README.md", readme()),
+        (ROOT / "recipes" / "recipe.schema.json", schema_text()),
+    ):
         if not path.exists() or path.read_text(encoding="utf-8") != made:
             stale.append(path.relative_to(ROOT))
             if "--check" not in sys.argv:

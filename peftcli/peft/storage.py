@@ -10,13 +10,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from peftcli.adapters.config import CONFIG_NAME, PeftConfig
 from peftcli.adapters.state import adapter_state, embedding_state, embeddings_are_targeted, load_state
 from peftcli.errors import AdapterError
-from peftcli.files import replacing
+from peftcli.files import write_tensors
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -71,8 +71,7 @@ def save_weights(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
         if tensor.data_ptr() in seen:
             tensors[key] = tensor.clone()
         seen.add(tensor.data_ptr())
-    with replacing(folder / WEIGHTS_NAME) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS_NAME, tensors)
 
 
 def get_peft_model_state_dict(

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from peftcli.files import write_tensors
 
 
 def write_tree(tree: Any, stem: Path) -> None:
@@ -20,7 +22,7 @@ def write_tree(tree: Any, stem: Path) -> None:
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_pack(tree, "", tensors), ensure_ascii=False)
     stem.with_suffix(".json").write_text(text, encoding="utf-8")
-    save_file(tensors, stem.with_suffix(".safetensors"))
+    write_tensors(stem.with_suffix(".safetensors"), tensors)
 
 
 def read_tree(stem: Path) -> Any:

@@ -127,8 +127,7 @@ def test_a_name_that_also_ends_another_is_written_so_that_it_does_not():
 
 
 def test_the_table_of_defaults_is_peft_s():
-    theirs = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-    assert BY_ARCHITECTURE == theirs
+    assert peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING == BY_ARCHITECTURE
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,10 @@ def test_several_prompts_are_introduced_and_json_holds_them_all(adapter: Path) -
 
 @pytest.mark.slow
 def test_rows_go_in_and_come_out_with_what_else_they_hold(adapter: Path, tmp_path: Path) -> None:
-    rows = [{"prompt": "یک", "id": 7}, {"messages": [{"role": "user", "content": "two three"}], "note": "نگه‌دار"}]
+    rows = [
+        {"prompt": "یک", "id": 7},
+        {"messages": [{"role": "user", "content": "two three"}], "note": "نگه‌دار"},
+    ]
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     result = generate("--adapter", adapter, *SHORT, "--input", source, "--output", target)
@@ -94,7 +97,11 @@ def test_a_bad_row_leaves_no_output(adapter: Path, tmp_path: Path) -> None:
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text('{"prompt": "a"}\n{"prompt": ""}\n')
     target.write_text("as it was")
-    refused(generate("--adapter", adapter, "--input", source, "--output", target), 3, "in.jsonl:2: the prompt is empty")
+    refused(
+        generate("--adapter", adapter, "--input", source, "--output", target),
+        3,
+        "in.jsonl:2: the prompt is empty",
+    )
     assert target.read_text() == "as it was"
 
 
@@ -171,7 +178,18 @@ def test_a_terminal_without_a_prompt_is_told_what_to_give(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_a_model_cannot_steer_the_terminal(adapter: Path) -> None:
     # A random model over bytes says every control character sooner or later.
-    sampled = ("--adapter", adapter, "--prompt", "a", "--max-new-tokens", 300, "--temperature", 5, "--seed", 3)
+    sampled = (
+        "--adapter",
+        adapter,
+        "--prompt",
+        "a",
+        "--max-new-tokens",
+        300,
+        "--temperature",
+        5,
+        "--seed",
+        3,
+    )
     raw = generate(*sampled, "--raw").stdout
     assert any(byte < 9 for byte in raw)
     status, shown = on_a_terminal(*sampled, "--raw")

@@ -3,7 +3,7 @@
 What only a GPU or a service would show is shown on the object that the field configures.
 """
 
-import datetime
+import datetime as dt
 import io
 import logging
 from types import SimpleNamespace
@@ -674,7 +674,7 @@ def test_ddp_options():
 @effect_of("ddp_backend", "ddp_timeout")
 def test_process_group_options():
     made = group_options(settings(ddp_backend="gloo", ddp_timeout=60))
-    assert (made.backend, made.timeout) == ("gloo", datetime.timedelta(seconds=60))
+    assert (made.backend, made.timeout) == ("gloo", dt.timedelta(seconds=60))
 
 
 # The folder.

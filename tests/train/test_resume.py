@@ -101,7 +101,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, number
     straight, resumed = Net(dropout=0.3), Net(dropout=0.3)
     train(job(tmp_path / "straight", model=straight))
     with pytest.raises(
-        Interrupted, match="after step 4, which is saved in .*checkpoint-4; go on with --resume"
+        Interrupted, match=r"after step 4, which is saved in .*checkpoint-4; go on with --resume"
     ) as e:
         train(job(tmp_path / "run", model=Net(dropout=0.3), task=SignalAt(3, number)))
     assert e.value.exit_status == 130

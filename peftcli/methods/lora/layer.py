@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftcli.adapters.base import AdapterLayer, AddOptions, SavedTensor
 from peftcli.adapters.weights import HALF, adapter_dtype, base_weight, weight_of
-from peftcli.kernels.lora_linear import fused
+from peftcli.kernels.lora_linear import Weights, fused, without_gradient
 from peftcli.methods.lora.config import LoraConfig
 from peftcli.methods.lora.initial import STRATEGIES, strategy_of
 from peftcli.methods.lora.variants import PLAIN, VARIANTS, Variant
@@ -193,36 +193,6 @@ class Linear(LoraLayer):
         else:
             self.in_features, self.out_features = base.in_features, base.out_features
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As every layer's; in training, one plain adapter on a plain layer is computed by one fused function."""
-        name = self._fusable(x)
-        if name is None or args or kwargs:
-            return super().forward(x, *args, **kwargs)
-        base: Any = self.get_base_layer()
-        A_RI, B_OR = self.factors(name)
-        return fused(x, base.weight, base.bias, A_RI, B_OR, self.scaling[name])
-
-    def _fusable(self, x: torch.Tensor) -> str | None:
-        """The adapter, where the fused function gives what `LoraLayer.forward` gives."""
-        if len(self._active_adapter) != 1 or self._disable_adapters or self.merged_adapters:
-            return None
-        name, base = self._active_adapter[0], self.base_layer
-        # Subclasses of nn.Linear (quantized ones) and hooks may do more than W x + b.
-        if type(base) is not nn.Linear or name not in self.r or self.lora_variant[name] is not PLAIN:
-            return None
-        modules = (base, self.lora_A[name], self.lora_B[name])
-        if any(module._forward_hooks or module._forward_pre_hooks for module in modules):  # noqa: SLF001  (no public way)
-            return None
-        dropout = self.lora_dropout[name]
-        if self.training and not isinstance(dropout, nn.Identity):
-            return None
-        A_RI, B_OR = self.factors(name)
-        frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
-        trains = torch.is_grad_enabled() and A_RI.requires_grad and B_OR.requires_grad
-        alike = x.dtype == base.weight.dtype == A_RI.dtype and x.device == base.weight.device
-        special = torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling()
-        return name if frozen and trains and alike and not special else None
-
     def make_factors(self, name: str, r: int, device: torch.device, dtype: torch.dtype) -> None:
         """A (r, inputs) and B (outputs, r), each in a linear layer, as PEFT has them."""
         self.lora_A[name] = _linear(self.in_features, r, device, dtype)
@@ -245,13 +215,26 @@ class Linear(LoraLayer):
         weights = None if args or kwargs else self._plain_weights(x)
         if weights is None:
             return super().forward(x, *args, **kwargs)
-        dropout = self.lora_dropout[self._active_adapter[0]].p if self.training else 0.0  # type: ignore[union-attr]
-        if torch.is_grad_enabled() or dropout:
-            return fused(x, weights, dropout)
+        dropout: Any = self.lora_dropout[self._active_adapter[0]]
+        share = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+        if torch.is_grad_enabled() or share or x.dtype != weights.A_RI.dtype:
+            return fused(x, weights, share)
         return without_gradient(x, weights)
 
     def _plain_weights(self, x: torch.Tensor) -> Weights | None:
-        """What the fused operation takes, or None where the layer needs more than it does."""
+        """What the fused operations take, or None where they would not give what `LoraLayer.forward` gives."""
+        base, name = self.base_layer, self._active_adapter[0] if len(self._active_adapter) == 1 else ""
+        if name not in self.r or self._disable_adapters or self.merged_adapters:
+            return None
+        # Subclasses of nn.Linear (quantized ones) may do more than W x + b, and so may hooks.
+        if type(base) is not nn.Linear or self.lora_variant[name] is not PLAIN:
+            return None
+        parts: tuple[Any, ...] = (base, self.lora_A[name], self.lora_B[name], self.lora_dropout[name])
+        if any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in parts):  # noqa: SLF001  (no public way)
+            return None
+        A_RI, B_OR = self.factors(name)
+        weights = Weights(base.weight, base.bias, A_RI, B_OR, self.scaling[name])
+        return weights if _fit(x, weights) else None
 
     def base_product(self, x: torch.Tensor) -> torch.Tensor:
         """W x."""
@@ -266,6 +249,23 @@ class Linear(LoraLayer):
     def per_output(self, values_O: torch.Tensor) -> torch.Tensor:
         """As it is: outputs are the last dimension."""
         return values_O
+
+
+def _fit(x: torch.Tensor, weights: Weights) -> bool:
+    """Whether the fused operations may take these: a frozen base of x's dtype, under an adapter no narrower."""
+    W_OI, bias_O, A_RI, B_OR, _ = weights
+    trains_base = W_OI.requires_grad or (bias_O is not None and bias_O.requires_grad)
+    if torch.is_grad_enabled() and trains_base:
+        return False
+    if x.dtype != W_OI.dtype or A_RI.dtype != B_OR.dtype:
+        return False
+    wide = A_RI.dtype == torch.promote_types(x.dtype, A_RI.dtype)
+    return (
+        wide
+        and x.device == W_OI.device == A_RI.device
+        and not torch.is_autocast_enabled(x.device.type)
+        and not torch.compiler.is_compiling()
+    )
 
 
 def _linear(inputs: int, outputs: int, device: torch.device, dtype: torch.dtype) -> nn.Linear:
