@@ -95,7 +95,7 @@ def commands() -> str:
 def usage(parameter: Any) -> str:
     """An argument as one types it."""
     if parameter.param_type_name == "argument":
-        return parameter.human_readable_name.upper()
+        return str(parameter.metavar or parameter.name).strip("[]").upper()
     return ", ".join([*parameter.opts, *parameter.secondary_opts])
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from peftcli.errors import HubError, ModelError
 
 
-def resolve_commit(repo_id: str, revision: str | None = None) -> tuple[str, bool]:
+def resolve_commit(repo_id: str, revision: str | None = None) -> tuple[str, Path | None]:
     """The commit that `revision` (default: the main branch) of a model repository stands for.
 
     Without the network, it is the commit that the Hub's cache on this machine holds.
 
     Returns:
-        The commit's hash, and whether the Hub could be reached.
+        The commit's hash; and, where the Hub could not be reached, the folder of its files in the cache.
 
     Raises:
         ModelError: there is no such repository or revision, or it holds no model.
@@ -41,11 +41,12 @@ def resolve_commit(repo_id: str, revision: str | None = None) -> tuple[str, bool
     except errors.EntryNotFoundError as error:
         raise ModelError(f"{at} has no config.json: it is not a Transformers model") from error
     except network_errors() as error:
-        return _cached_commit(repo_id, revision, at, error), False
-    return Path(config).parent.name, True
+        cached = _cached_snapshot(repo_id, revision, at, error)
+        return cached.name, cached
+    return Path(config).parent.name, None
 
 
-def _cached_commit(repo_id: str, revision: str | None, at: str, error: Exception) -> str:
+def _cached_snapshot(repo_id: str, revision: str | None, at: str, error: Exception) -> Path:
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(repo_id, "config.json", revision=revision)
@@ -54,7 +55,7 @@ def _cached_commit(repo_id: str, revision: str | None, at: str, error: Exception
             f"{at} not found locally and the Hub could not be reached ({first_line(error)}); check the name "
             "and the network, or name a local folder or .gguf file"
         ) from error
-    return Path(config).parent.name
+    return Path(config).parent
 
 
 def network_errors() -> tuple[type[Exception], ...]:

@@ -38,16 +38,14 @@ class Base:
     Attributes:
         name: what the recipe calls it.
         path: what `from_pretrained` takes: a folder, or a Hub id.
-        revision: the commit, where `path` is a Hub id.
+        revision: the commit, where it is from the Hub.
         fingerprint: what tells this base from another: a commit hash, or `sha256:…` of what the files hold.
-        local_files_only: whether the Hub could not be reached, and its cache has to do.
     """
 
     name: str
     path: str
     revision: str | None
     fingerprint: str
-    local_files_only: bool = False
 
 
 def resolve_base(base_model: str, revision: str | None = None, *, say: Say = logger.info) -> Base:
@@ -66,12 +64,14 @@ def resolve_base(base_model: str, revision: str | None = None, *, say: Say = log
     path = package.locate(base_model) if in_package else Path(base_model).expanduser()
     local = in_package or path.exists() or _is_path(base_model)
     if not local:
-        commit, reached = resolve_commit(base_model, revision)
-        if not reached:
+        commit, cached = resolve_commit(base_model, revision)
+        if cached is not None:
             say(
                 f"the Hub could not be reached; {base_model} is taken from this machine's cache, at {commit[:12]}"
             )
-        return Base(base_model, base_model, commit, commit, local_files_only=not reached)
+            # By the folder: by its name, Transformers would ask the Hub for some files all the same, and wait.
+            return Base(base_model, str(cached), commit, commit)
+        return Base(base_model, base_model, commit, commit)
     if revision is not None:
         raise ModelError(
             f"revision {revision!r} belongs to a Hub id, but {base_model!r} is local; leave it out"
@@ -100,7 +100,6 @@ def load_config(base: Base, *, trust_remote_code: bool = False) -> Any:
         return AutoConfig.from_pretrained(
             base.path,
             revision=base.revision or "main",
-            local_files_only=base.local_files_only,
             trust_remote_code=trust_remote_code,
         )
 
@@ -116,7 +115,9 @@ def load_tokenizer(base: Base, *, trust_remote_code: bool = False, say: Say = lo
 
     with _one_line_errors(base, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
-            base.path, revision=base.revision or "main", trust_remote_code=trust_remote_code
+            base.path,
+            revision=base.revision or "main",
+            trust_remote_code=trust_remote_code,
         )
     if tokenizer.pad_token is None:
         stand_in = tokenizer.eos_token or tokenizer.unk_token
@@ -160,7 +161,6 @@ def load_model(
         model, report = auto_class.from_pretrained(
             base.path,
             revision=base.revision or "main",
-            local_files_only=base.local_files_only,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,

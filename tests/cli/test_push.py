@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import READER, TOKEN, HubServer
+
+from tests.hub_server import READER, TOKEN, HubServer
 
 BIG = bytes(range(256)) * 64
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CASES, Case, build, inputs, outputs, shake
 
 from peftcli.adapters.base import AdapterLayer
 from peftcli.peft.model import PeftModel, get_peft_model
 from peftcli.peft.storage import get_peft_model_state_dict, load_peft_weights
 from peftcli.registry import ENGINES, METHODS, resolve
+from tests.methods.cases import CASES, Case, build, inputs, outputs, shake
 
 pytestmark = [
     # Cases reach for what these say on purpose.

@@ -9,12 +9,12 @@ from typing import Any
 import peft
 import pytest
 import torch
-from cases import CASES, Case, build, inputs, outputs, shake
 
 from peftcli.adapters.config import PeftConfig
 from peftcli.peft.model import PeftModel, get_peft_model
 from peftcli.peft.storage import load_peft_weights
 from peftcli.registry import METHODS, resolve
+from tests.methods.cases import CASES, Case, build, inputs, outputs, shake
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:lora_dropout does not act on embeddings"),

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import HubServer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peftcli.errors import HubError, ModelError
 from peftcli.models.load import load_model, load_tokenizer, resolve_base
+from tests.hub_server import HubServer
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def test_a_hub_id_loads_at_its_commit_and_again_without_the_network(hub: HubServ
     assert first[:3] == ["org/tiny", "c" * 40, "c" * 40]
     assert stderr == ""
     again, _ = ask(tmp_path, "http://127.0.0.1:9", "org/tiny")
-    assert again == first
+    assert again[1:] == first[1:]
 
 
 @pytest.mark.slow
