@@ -26,12 +26,12 @@ def read(path: str) -> list[dict[str, str]]:
 
 def right(row: dict[str, str]) -> bool:
     """Whether the answer is the expected one, letter by letter."""
-    return row["completion"].strip() == row["output"]
+    return row["generated_text"].strip() == row["output"]
 
 
 def cell(row: dict[str, str]) -> Text:
     """The answer's first line, marked."""
-    lines = row["completion"].strip().splitlines() or [""]
+    lines = row["generated_text"].strip().splitlines() or [""]
     shown = lines[0] if len(lines[0]) <= 40 else lines[0][:39] + "…"
     return Text(f"{'✓' if right(row) else '✗'} {shown}", style="green" if right(row) else "red")
 

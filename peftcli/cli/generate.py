@@ -29,7 +29,9 @@ def generate(
     input: Annotated[  # noqa: A002  (the flag's name is fixed)
         Path | None,
         typer.Option(
-            "--input", metavar="FILE.jsonl", help="Rows with `prompt` or `messages`, answered in batches."
+            "--input",
+            metavar="FILE.jsonl",
+            help="Rows with `prompt`, `messages` or `instruction`, answered in batches.",
         ),
     ] = None,
     output: Annotated[
@@ -76,11 +78,12 @@ def generate(
     _check_usage(prompt, input, output, chat=chat, raw=raw, as_json=as_json)
     # A prompt that cannot be used is said at once, not after the model has been loaded.
     prompts = [] if chat or input else _prompts(prompt)
+    from peftcli.run.folder import open_run
     from peftcli.run.prompts import read_prompts
     from peftcli.run.sampling import Sampling
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty)
-    rows = read_prompts(input) if input else []
+    rows = read_prompts(input, open_run(adapter).columns) if input else []
     from peftcli.run.generate import open_generator
 
     generator = open_generator(adapter, sampling, with_adapter=not no_adapter, raw=raw, seed=seed, say=say)

@@ -14,6 +14,9 @@ from peftcli.data.example import Chat, Instruction
 from peftcli.data.tokens import Passage, beginning, token_ids
 from peftcli.errors import DataError, RecipeError
 
+# What the user says, a chat's messages (role, content), or an instruction with what it is about.
+Prompt = str | Sequence[dict[str, str]] | Instruction
+
 
 @dataclass(frozen=True, slots=True)
 class Prompter:
@@ -97,7 +100,7 @@ class Prompter:
 
 
 def prompt_ids(
-    prompt: str | Sequence[dict[str, str]],
+    prompt: Prompt,
     *,
     format: str,  # noqa: A002 — the recipe's own word
     tokenizer: Any,
@@ -108,7 +111,7 @@ def prompt_ids(
     """The tokens to give a model that was trained on rows of `format`.
 
     Args:
-        prompt: What the user says, or a chat's messages (role, content).
+        prompt: What the user says, a chat's messages, or an instruction.
         format: The training rows' format: text, completion, instruction or chat.
         tokenizer: The base's tokenizer.
         chat_template: As in the recipe.
@@ -124,7 +127,7 @@ def prompt_ids(
 
 
 def prompt_text(
-    prompt: str | Sequence[dict[str, str]],
+    prompt: Prompt,
     *,
     format: str,  # noqa: A002 — the recipe's own word
     tokenizer: Any,
@@ -138,17 +141,22 @@ def prompt_text(
     return (prompter.begin_text if passage.begin else "") + passage.text
 
 
-def _prompt(prompter: Prompter, prompt: str | Sequence[dict[str, str]], written: str) -> Passage:
-    if written == "chat":
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        return Passage(prompter.chat_template().render(prompter.chat(messages), prompt=True))
-    if not isinstance(prompt, str):
-        raise DataError(f"messages need type 'chat', but the rows were '{written}'; give a prompt as text")
-    if written == "text":
+def _prompt(prompter: Prompter, prompt: Prompt, written: str) -> Passage:
+    if isinstance(prompt, str) and written == "text":
         return prompter.plain(prompt)
-    if written == "completion":
+    if isinstance(prompt, str) and written == "completion":
         return prompter.completion(prompt)
-    asked = prompter.instruction(Instruction(prompt, "", ""))
-    if isinstance(asked, Passage):
-        return asked
-    return Passage(prompter.chat_template().render(prompter.chat(asked.messages), prompt=True))
+    if isinstance(prompt, Instruction) and written not in {"instruction", "chat"}:
+        raise DataError(
+            f"an instruction needs type 'instruction', but the rows were '{written}'; give a prompt as text"
+        )
+    if isinstance(prompt, str) and written == "chat":
+        prompt = [{"role": "user", "content": prompt}]
+    if isinstance(prompt, str | Instruction):
+        asked = prompter.instruction(Instruction(prompt, "", "") if isinstance(prompt, str) else prompt)
+        if isinstance(asked, Passage):
+            return asked
+        prompt = asked.messages
+    elif written != "chat":
+        raise DataError(f"messages need type 'chat', but the rows were '{written}'; give a prompt as text")
+    return Passage(prompter.chat_template().render(prompter.chat(prompt), prompt=True))

@@ -23,7 +23,10 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """An adapter's folder, read. `format` is None where nothing says how the training rows were written."""
+    """An adapter's folder, read. `format` is None where nothing says how the training rows were written.
+
+    `columns` are the renames that these rows had (format's column: file's column).
+    """
 
     folder: Path
     base_model: str
@@ -37,6 +40,7 @@ class RunFolder:
     chat_template: str | None
     system_prompt: str | None
     source_prefix: str | None
+    columns: dict[str, str]
     base_fingerprint: str | None
 
     @property
@@ -103,6 +107,7 @@ def _from_config(folder: Path, config: dict[str, Any]) -> RunFolder:
         chat_template=None,
         system_prompt=None,
         source_prefix=None,
+        columns={},
         base_fingerprint=None,
     )
 
@@ -127,5 +132,13 @@ def _from_lock(folder: Path, lock: Lock, config: dict[str, Any]) -> RunFolder:
         chat_template=lock.chat_template,
         system_prompt=data.get("system_prompt"),
         source_prefix=data.get("source_prefix"),
+        columns=_columns(data),
         base_fingerprint=fingerprint,
     )
+
+
+def _columns(data: dict[str, Any]) -> dict[str, str]:
+    """The renames of the first training source, whose format is the one that prompts are written in."""
+    sources = data.get("train") or [{}]
+    first = sources[0] if isinstance(sources, list) else sources
+    return dict(first.get("columns") or {})

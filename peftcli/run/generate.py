@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.data.chat import ChatTemplate
-from peftcli.data.prompt import prompt_ids
+from peftcli.data.example import Instruction
+from peftcli.data.prompt import Prompt, prompt_ids
 from peftcli.data.tokens import token_ids
 from peftcli.errors import DataError, MemoryLimitError, ModelError, RecipeError
 from peftcli.models.load import Base, load_model, load_tokenizer, resolve_base
@@ -21,7 +22,6 @@ from peftcli.run.folder import RunFolder, open_run
 from peftcli.run.sampling import Sampling
 from peftcli.run.stream import Stream
 
-Prompt = str | Sequence[dict[str, str]]
 Say = Callable[[str], object]
 
 
@@ -35,7 +35,7 @@ class Completion:
 
     def as_dict(self) -> dict[str, Any]:
         """The keys of a JSON row."""
-        return {"completion": self.text, "tokens": self.tokens, "finish_reason": self.finish_reason}
+        return {"generated_text": self.text, "tokens": self.tokens, "finish_reason": self.finish_reason}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,11 @@ class Generator:
         Raises:
             DataError: it is empty, does not fit the rows' format, or leaves no room for an answer.
         """
-        if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+        asked = prompt.instruction if isinstance(prompt, Instruction) else prompt
+        if not asked or (isinstance(asked, str) and not asked.strip()):
             raise DataError("the prompt is empty; give it some text")
-        if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
-            raise DataError("the last message is the assistant's: there is nothing to answer")
+        if not isinstance(asked, str) and asked[-1]["role"] == "assistant":
+            raise DataError("the last message is the assistant's: there is nothing to answer; remove it")
         ids = prompt_ids(
             prompt,
             format=self.format,

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from peftcli.data.columns import load_format, string
+from peftcli.data.example import Chat, Instruction
+from peftcli.data.prompt import Prompt
 from peftcli.errors import DataError, did_you_mean
 from peftcli.files import write_text
-from peftcli.run.generate import Generator
+
+if TYPE_CHECKING:
+    from peftcli.run.generate import Generator
 
 # JSON's escapes can write one half of a surrogate pair; no tokenizer takes it, and UTF-8 cannot hold it.
 _HALF = re.compile("[\ud800-\udfff]")
 
-# What `complete` adds to a row; a row that brings one of these would lose it.
-ADDED = ("completion", "tokens", "finish_reason")
+# What `complete` adds to a row; a row that brings one of these would lose it. The first is the name that
+# Transformers' text-generation pipeline has for it.
+ADDED = ("generated_text", "tokens", "finish_reason")
+# The columns that a prompt may stand in, as the formats of training rows name them.
+PROMPTS = ("prompt", "messages", "conversations", "instruction")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +34,15 @@ class PromptRow:
 
     where: str
     row: dict[str, Any]
-    prompt: str | list[dict[str, str]]
+    prompt: Prompt
 
 
-def read_prompts(path: Path) -> list[PromptRow]:
-    """The rows of a JSON Lines file: each has `prompt` (text) or `messages` (a chat).
+def read_prompts(path: Path, columns: Mapping[str, str] | None = None) -> list[PromptRow]:
+    """The rows of a JSON Lines file; each has its prompt in one of PROMPTS, as training rows have.
+
+    Args:
+        path: the file.
+        columns: the renames that the training rows had (format's column: file's column); they hold here, too.
 
     Raises:
         DataError: the file or a row cannot be read; the row is named.
@@ -43,7 +55,7 @@ def read_prompts(path: Path) -> list[PromptRow]:
         raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from error
     # Not splitlines: it would also split at characters that JSON allows inside a text, such as U+2028.
     lines = enumerate(text.split("\n"), 1)
-    rows = [_row(line, f"{path}:{number}") for number, line in lines if line.strip()]
+    rows = [_row(line, f"{path}:{number}", columns or {}) for number, line in lines if line.strip()]
     if not rows:
         raise DataError('holds no rows; write one JSON object a line: {"prompt": …}', where=str(path))
     return rows
@@ -67,7 +79,7 @@ def lines(rows: Sequence[PromptRow], completions: Iterable[dict[str, Any]]) -> I
         yield json.dumps({**row.row, **added}, ensure_ascii=False) + "\n"
 
 
-def _row(line: str, where: str) -> PromptRow:
+def _row(line: str, where: str, columns: Mapping[str, str]) -> PromptRow:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -82,30 +94,31 @@ def _row(line: str, where: str) -> PromptRow:
         raise DataError(
             f"has the key {taken[0]!r} already, which the result would overwrite; rename it", where=where
         )
-    if ("prompt" in row) == ("messages" in row):
-        hint = did_you_mean(next(iter(row), ""), ["prompt", "messages"])
-        both = (
-            "both `prompt` and `messages`; keep one"
-            if "prompt" in row
-            else f"neither `prompt` nor `messages`; {hint}"
-        )
-        raise DataError(f"has {both}", where=where)
-    prompt = row["messages"] if "messages" in row else row["prompt"]
-    if not (_is_chat(prompt) if "messages" in row else isinstance(prompt, str)):
-        raise DataError(
-            "`prompt` must be text, `messages` a list of objects with the texts `role` and `content`",
-            where=where,
-        )
-    return PromptRow(where, row, prompt)
+    try:
+        return PromptRow(where, row, _prompt(row, columns))
+    except DataError as error:
+        raise DataError(error.message, where=where) from error
 
 
-def _is_chat(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(message, dict)
-        and isinstance(message.get("role"), str)
-        and isinstance(message.get("content"), str)
-        for message in value
-    )
+def _prompt(row: dict[str, Any], columns: Mapping[str, str]) -> Prompt:
+    """The row's prompt, read as the training format that has such a column reads it."""
+    named = {name: name if name in row else columns.get(name, name) for name in (*PROMPTS, "input")}
+    found = [name for name in PROMPTS if named[name] in row]
+    if len(found) != 1:
+        listed = ", ".join(f"`{name}`" for name in dict.fromkeys(named[name] for name in PROMPTS))
+        if found:
+            raise DataError(f"has {' and '.join(f'`{named[name]}`' for name in found)}; keep one of them")
+        raise DataError(f"has no prompt: none of {listed}; {did_you_mean(next(iter(row), ''), PROMPTS)}")
+    column = named[found[0]]
+    if found[0] == "prompt":
+        return string(row[column], column)
+    if found[0] == "instruction":
+        about = row.get(named["input"])
+        return Instruction(
+            string(row[column], column), "" if about is None else string(about, named["input"]), ""
+        )
+    read: Chat = load_format("chat")({column: row[column]})  # type: ignore[assignment]  # what this format gives
+    return read.messages
 
 
 def answer(generator: Generator, rows: Sequence[PromptRow], batch_size: int) -> list[dict[str, Any]]:

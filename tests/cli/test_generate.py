@@ -67,7 +67,7 @@ def test_several_prompts_are_introduced_and_json_holds_them_all(adapter: Path) -
         generate("--adapter", adapter, *SHORT, "--prompt", "one", "--prompt", "two", "--json").stdout
     )
     assert [answer["prompt"] for answer in answers] == ["one", "two"]
-    assert plain.stdout.decode() == "".join(answer["completion"] + "\n" for answer in answers)
+    assert plain.stdout.decode() == "".join(answer["generated_text"] + "\n" for answer in answers)
 
 
 @pytest.mark.slow
@@ -89,7 +89,7 @@ def test_rows_go_in_and_come_out_with_what_else_they_hold(adapter: Path, tmp_pat
     printed = generate("--adapter", adapter, *SHORT, "--input", source)
     assert printed.stdout.decode() == text
     single = generate("--adapter", adapter, *SHORT, "--prompt", "یک", "--json")
-    assert json.loads(single.stdout)[0]["completion"] == answered[0]["completion"]
+    assert json.loads(single.stdout)[0]["generated_text"] == answered[0]["generated_text"]
 
 
 @pytest.mark.slow
@@ -147,6 +147,7 @@ def test_standard_input_that_holds_no_prompt_is_refused(tmp_path: Path, stdin: b
 
 
 def test_a_missing_input_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
     refused(generate("--adapter", tmp_path, "--input", tmp_path / "no.jsonl"), 3, "no.jsonl: cannot be read")
 
 

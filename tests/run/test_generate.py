@@ -10,10 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, set_seed
 
+from peftcli.data.example import Instruction
 from peftcli.errors import DataError, ModelError, RecipeError
 from peftcli.methods.lora.config import LoraConfig
 from peftcli.peft.model import get_peft_model
 from peftcli.run.converse import converse
+from peftcli.run.folder import open_run
 from peftcli.run.generate import Generator, open_generator
 from peftcli.run.lock import Lock, write_lock
 from peftcli.run.prompts import answer, read_prompts
@@ -148,6 +150,30 @@ def test_a_prompt_is_written_as_the_training_rows_were(tiny_base: Path, tmp_path
     own = "{% for message in messages %}[{{ message.content }}]{% endfor %}"
     lock_of(tiny_base, tmp_path, "chat", template=own)
     assert decode(opened(tmp_path).encode("hi")) == "[hi]"
+
+
+def test_held_out_rows_are_answered_as_they_stand_under_the_columns_of_training(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    save_adapter(tiny_base, tmp_path)
+    source = {"path": "x", "columns": {"instruction": "question", "output": "answer"}}
+    lock_of(tiny_base, tmp_path, "instruction", train=[source])
+    file = tmp_path / "in.jsonl"
+    file.write_text('{"question": "q", "input": "it", "answer": "a"}\n{"instruction": "q", "input": null}\n')
+    rows = read_prompts(file, open_run(tmp_path).columns)
+    assert [row.prompt for row in rows] == [Instruction("q", "it", ""), Instruction("q", "", "")]
+    generator = opened(tmp_path)
+    assert generator.encode(rows[0].prompt) == generator.encode("q\n\nit")
+    assert generator.encode(rows[1].prompt) == generator.encode("q")
+    lock_of(tiny_base, tmp_path, "completion")
+    with pytest.raises(DataError, match="needs type 'instruction', but the rows were 'completion'"):
+        opened(tmp_path).encode(rows[0].prompt)
+
+
+def test_shared_conversations_are_prompts_too(tmp_path: Path) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_text('{"conversations": [{"from": "human", "value": "hi"}], "completion": "right"}\n')
+    assert read_prompts(file)[0].prompt == [{"role": "user", "content": "hi"}]
 
 
 def test_without_a_lock_the_tokenizers_template_decides_and_it_is_said(
@@ -320,11 +346,12 @@ def test_rows_are_answered_in_their_order_and_a_bad_one_is_named(chat_run: Path,
         (b"{", ":2: broken JSON"),
         (b"3", ":2: is not a JSON object"),
         (b'{"promt": "a"}', "did you mean 'prompt'?"),
-        (b'{"prompt": "a", "messages": []}', "both"),
+        (b'{"instruction": "a", "input": 3}', "input must be text"),
+        (b'{"prompt": "a", "messages": []}', "keep one"),
         (b'{"prompt": 3}', "must be text"),
-        (b'{"messages": "a"}', "must be text"),
-        (b'{"messages": [{"role": "user"}]}', "must be text"),
-        (b'{"prompt": "a", "completion": "b"}', "'completion' already"),
+        (b'{"messages": "a"}', "must be a list"),
+        (b'{"messages": [{"role": "user"}]}', "has no 'content'"),
+        (b'{"prompt": "a", "generated_text": "b"}', "'generated_text' already"),
         (b'{"prompt": "\\ud83d"}', "surrogate"),
         (b"\xff", "not UTF-8"),
     ],
