@@ -12,7 +12,7 @@ RUN := runs/quickstart
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast lint fmt generated check clean
+.PHONY: help quickstart test test-fast lint fmt generated transcript check clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -35,7 +35,8 @@ $(VENV)/.dev: $(VENV)/.created pyproject.toml constraints.txt
 	@touch $@
 
 quickstart: $(VENV)/.quickstart  ## train a real model in minutes and see the difference
-	$(BIN)/peftcli train recipes/quickstart.yaml --set training.overwrite_output_dir=true
+	$(BIN)/peftcli train recipes/quickstart.yaml --set training.output_dir=$(RUN) \
+		--set training.overwrite_output_dir=true
 	$(BIN)/peftcli generate --adapter $(RUN) --no-adapter --max-new-tokens 16 \
 		--input recipes/quickstart-eval.jsonl --output $(RUN)/answers-base.jsonl
 	$(BIN)/peftcli generate --adapter $(RUN) --max-new-tokens 16 \
@@ -61,6 +62,9 @@ fmt: $(VENV)/.dev  ## format, and mend what can be mended
 
 generated: $(VENV)/.dev  ## rewrite the generated parts: README tables, the recipe's JSON Schema
 	$(BIN)/python tests/generated.py
+
+transcript: $(VENV)/.dev  ## run the quickstart and show what it prints in README
+	$(BIN)/python tests/quickstart.py
 
 check: lint test  ## what CI runs
 

@@ -111,16 +111,29 @@ def test_every_python_block_of_the_readme_runs() -> None:
         assert "trainable params" in done.stdout
 
 
-def test_the_quickstart_rows_are_what_their_script_writes_and_share_no_command() -> None:
+def test_the_recipes_rows_are_what_their_script_writes_and_held_out_commands_are_not_trained() -> None:
     import importlib.util
 
-    spec = importlib.util.spec_from_file_location(
-        "quickstart_data", ROOT / "recipes" / "make_quickstart_data.py"
-    )
+    spec = importlib.util.spec_from_file_location("make_data", ROOT / "recipes" / "make_data.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    for name, text in script.files().items():
+        assert (ROOT / "recipes" / name).read_text(encoding="utf-8") == text
     made = script.quickstart_rows()
-    for name, rows in made.items():
-        text = (ROOT / "recipes" / f"quickstart-{name}.jsonl").read_text(encoding="utf-8")
-        assert [json.loads(line) for line in text.splitlines()] == rows
     assert not {row["instruction"] for row in made["train"]} & {row["instruction"] for row in made["eval"]}
+
+
+@pytest.mark.slow
+@pytest.mark.smollm2
+def test_the_quickstart_teaches_what_the_base_cannot_do_and_prints_what_the_readme_shows(
+    tmp_path: Path,
+) -> None:
+    from tests.quickstart import readme_transcript, transcript
+
+    def shape(text: str) -> list[str]:
+        return re.sub(r"[\d,.]+(e[+-]?\d+)?", "#", text).splitlines()
+
+    printed = transcript(str(tmp_path / "run"))
+    assert "exact match without the adapter: 0 of 40" in printed
+    assert int(re.search(r"exact match with the adapter: (\d+) of 40", printed)[1]) >= 38
+    assert shape(printed) == shape(readme_transcript())

@@ -26,7 +26,7 @@ from peftcli.cli.recipes import recipes
 from peftcli.cli.schema import schema
 from peftcli.cli.terminal import say, say_errors, use_utf8
 from peftcli.cli.train import train
-from peftcli.errors import PeftcliError, did_you_mean
+from peftcli.errors import Interrupted, PeftcliError, did_you_mean
 
 # In the order of use, which is that of `peftcli --help`.
 COMMANDS = (init, check, train, generate, push, recipes, schema)
@@ -73,7 +73,7 @@ def run(arguments: Sequence[str]) -> int:
     except PeftcliError as error:
         if debug:
             traceback.print_exc()
-        say_errors(error.lines())
+        (say if isinstance(error, Interrupted) else lambda *lines: say_errors(lines))(*error.lines())
         return error.exit_status
     except TyperException as error:
         say_errors([_usage(error)])

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from peftcli.cli.terminal import say
+
 
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Print this recipe instead.", show_default=False)
+        str | None, typer.Argument(metavar="NAME", help="Print this recipe instead.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="List as JSON.")] = False,
 ) -> None:
@@ -18,10 +20,13 @@ def recipes(
 
     Keep one with: peftcli recipes NAME > NAME.yaml
     """
-    from peftcli.recipe.builtin import built_in, read_built_in
+    from peftcli.recipe.builtin import built_in, read_built_in, rows_elsewhere
 
     if name is not None:
-        print(read_built_in(name), end="")
+        text = read_built_in(name)
+        print(text, end="")
+        if rows := rows_elsewhere(text):
+            say("its rows, to copy into the folder recipes/ or to replace by yours:", *map(str, rows))
         return
     found = built_in()
     if as_json:

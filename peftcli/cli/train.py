@@ -50,7 +50,7 @@ def train(
     outcome = trained.outcome
     metrics = "".join(f", {name} {value:.4g}" for name, value in outcome.last_eval.items())
     say(
-        f"done: {outcome.global_step:,} steps in {outcome.seconds:.0f} s, loss {outcome.train_loss:.4g}{metrics}",
+        f"done: {outcome.global_step:,} steps in {outcome.seconds:.0f} s, train_loss {outcome.train_loss:.4g}{metrics}",
         f"the adapter is in {trained.output_dir} ({trained.adapter_bytes / 1e6:.1f} MB)",
     )
     if as_json:

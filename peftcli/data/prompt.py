@@ -157,6 +157,6 @@ def _prompt(prompter: Prompter, prompt: Prompt, written: str) -> Passage:
         if isinstance(asked, Passage):
             return asked
         prompt = asked.messages
-    elif written != "chat":
+    elif written != "chat" and (written != "instruction" or prompter.template is None):
         raise DataError(f"messages need type 'chat', but the rows were '{written}'; give a prompt as text")
     return Passage(prompter.chat_template().render(prompter.chat(prompt), prompt=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,12 @@ def read_built_in(name: str) -> str:
     if wanted not in found:
         raise RecipeError(f"there is no built-in recipe '{name}'; {did_you_mean(wanted, found)}")
     return found[wanted].read_text(encoding="utf-8")
+
+
+def rows_elsewhere(text: str) -> list[Path]:
+    """The files of rows that come with a built-in recipe, where they are not at the place that it names."""
+    named = re.findall(r"path: recipes/([\w.-]+)", text)
+    return [folder() / name for name in named if not Path("recipes", name).is_file()]
 
 
 def _description(path: Path) -> str:

@@ -20,7 +20,7 @@ from peftcli.errors import DataError, MemoryLimitError, ModelError, RecipeError
 from peftcli.models.load import Base, load_model, load_tokenizer, resolve_base
 from peftcli.run.folder import RunFolder, open_run
 from peftcli.run.sampling import Sampling
-from peftcli.run.stream import Stream
+from peftcli.run.stream import Stream, whole_characters
 
 Say = Callable[[str], object]
 
@@ -129,7 +129,7 @@ class Generator:
     def _completion(self, ids: list[int]) -> Completion:
         end = next((at for at, token in enumerate(ids) if token in self.stops), None)
         kept = ids if end is None else ids[:end]
-        text = self.tokenizer.decode(kept, skip_special_tokens=True)
+        text = whole_characters(self.tokenizer.decode(kept, skip_special_tokens=True))
         return Completion(text, len(kept), "length" if end is None else "stop")
 
 
@@ -241,12 +241,13 @@ def _turn_ends(tokenizer: Any, template: ChatTemplate) -> Iterable[int]:
 
 
 def require_chat(generator: Generator) -> None:
-    """Refuse a conversation with an adapter whose training rows were no chats.
+    """Refuse a conversation with an adapter whose training rows were neither chats nor written as such.
 
     Raises:
         RecipeError: it was trained on another format.
     """
-    if generator.format != "chat":
+    template = ChatTemplate.of(generator.tokenizer, generator.run.chat_template)
+    if generator.format != "chat" and (generator.format != "instruction" or template is None):
         raise RecipeError(
             f"--chat needs an adapter trained on chats; this one's rows were '{generator.format}'"
         )

@@ -35,7 +35,7 @@ class Stream:
 
     def end(self) -> None:
         """Hand on what was kept back."""
-        text = self._text()
+        text = whole_characters(self._text())
         self._hand_on(text, len(text))
 
     def _text(self) -> str:
@@ -48,12 +48,17 @@ class Stream:
             self._written = until
 
 
+def whole_characters(text: str) -> str:
+    """The text without a last character of which only some bytes were generated."""
+    return text.rstrip(_REPLACEMENT)
+
+
 def finished_length(text: str) -> int:
     """How much of a growing text can be shown: all but its last character and what is joined to that.
 
     White space ends what came before it, and is shown at once, so that lines appear when they are whole.
     """
-    text = text.rstrip(_REPLACEMENT)
+    text = whole_characters(text)
     if not text or text[-1].isspace():
         return len(text)
     last = len(text) - 1

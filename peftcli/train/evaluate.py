@@ -85,7 +85,7 @@ def _autocast(accelerator: Accelerator, settings: Training) -> AbstractContextMa
 
 def _means(totals: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
     # A process without a batch does not know the names, but must take part.
-    names = sorted(set(gather_object(list(totals))))
+    names = sorted(set(gather_object(list(totals))), key=lambda name: (name != "loss", name))
     nothing = torch.zeros(2, dtype=sum_type(accelerator.device), device=accelerator.device)
     sums = accelerator.reduce(torch.stack([totals.get(name, nothing) for name in names]), "sum")
     return {

@@ -24,6 +24,13 @@ def test_a_recipe_is_printed_as_it_is(peftcli):
     assert peftcli("recipes", "quickstart.yaml", check=0).stdout == text
 
 
+def test_where_a_recipes_rows_are_is_said_where_they_are_not_at_hand(peftcli, tmp_path):
+    said = peftcli("recipes", "quickstart", check=0).stderr.splitlines()
+    assert [Path(line).name for line in said[1:]] == ["quickstart-train.jsonl", "quickstart-eval.jsonl"]
+    assert all(Path(line).is_file() for line in said[1:])
+    assert peftcli("recipes", "quickstart", check=0, cwd=RECIPES.parent).stderr == ""
+
+
 def test_an_unknown_recipe_gets_the_nearest_name(peftcli):
     done = peftcli("recipes", "quickstrat", check=2)
     assert done.stderr == "error: there is no built-in recipe 'quickstrat'; did you mean 'quickstart'?\n"

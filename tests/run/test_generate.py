@@ -320,11 +320,17 @@ def test_a_conversation_remembers_until_it_is_told_to_forget(chat_run: Path) -> 
     assert again == messages[:2]
 
 
-def test_a_conversation_needs_an_adapter_trained_on_chats(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_conversation_needs_an_adapter_whose_rows_were_written_as_chats(
+    tiny_base: Path, tmp_path: Path
+) -> None:
     save_adapter(tiny_base, tmp_path)
     lock_of(tiny_base, tmp_path, "completion")
     with pytest.raises(RecipeError, match="rows were 'completion'"):
         converse(opened(tmp_path), ["hi"], print, print)
+    lock_of(tiny_base, tmp_path, "instruction", system_prompt="be brief")
+    generator = opened(tmp_path)
+    said = converse(generator, ["hi"], lambda piece: None, print)
+    assert said[1]["content"] == generator.stream(generator.encode("hi"), lambda piece: None).text
 
 
 def test_rows_are_answered_in_their_order_and_a_bad_one_is_named(chat_run: Path, tmp_path: Path) -> None:

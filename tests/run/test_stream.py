@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from peftcli.run.stream import Stream, finished_length, visible
+from peftcli.run.stream import Stream, finished_length, visible, whole_characters
 
 TEXTS = {
     "arabic": "مرحبا بالعالم، كيف حالك؟",
@@ -63,7 +63,14 @@ def test_a_line_is_shown_when_it_is_whole(tokenizer) -> None:
 
 @given(ids=st.lists(st.integers(0, 258), max_size=40))
 def test_any_bytes_together_are_what_the_tokens_decode_to(tokenizer, ids: list[int]) -> None:
-    assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids, skip_special_tokens=True)
+    assert "".join(pieces(tokenizer, ids)) == whole_characters(
+        tokenizer.decode(ids, skip_special_tokens=True)
+    )
+
+
+def test_a_character_that_was_cut_is_not_shown(tokenizer) -> None:
+    ids = tokenizer("سلام 👩", add_special_tokens=False)["input_ids"]
+    assert "".join(pieces(tokenizer, ids[:-1])) == "سلام "
 
 
 def test_control_characters_are_written_out_and_the_rest_is_left() -> None:

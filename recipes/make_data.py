@@ -1,6 +1,6 @@
-"""Writes the quickstart's rows: commands said at home, and the compact routing string a hub would act on.
+"""Writes the recipes' rows: commands said at home, and the compact routing string a hub would act on.
 
-    python recipes/make_quickstart_data.py     # rewrites quickstart-train.jsonl and quickstart-eval.jsonl
+    python recipes/make_data.py     # rewrites the .jsonl and .txt files beside it
 
 The mapping is a rule of ours (`device@room:value`), so the base model cannot know it, and an answer is
 either right or wrong. No command of the held-out rows stands among the training rows.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 ROOMS = {
     "kitchen": "kit",
@@ -96,11 +97,48 @@ def quickstart_rows() -> dict[str, list[dict[str, str]]]:
     return {"train": chosen[EVAL_ROWS:], "eval": chosen[:EVAL_ROWS]}
 
 
+def chat_rows() -> list[dict[str, list[dict[str, str]]]]:
+    """Chats of two turns, of which the second says only what is different: another room."""
+    rng = random.Random(SEED)
+    rows = []
+    for code, sentences, numbers in DEVICES.values():
+        for sentence, value in sentences:
+            for room, other in zip(ROOMS, [*ROOMS][1:], strict=False):
+                n = rng.choice(numbers)
+                said, routed = sentence.format(room=room, n=n), value.format(n=n)
+                turns = (
+                    said,
+                    f"{code}@{ROOMS[room]}:{routed}",
+                    f"And in the {other}?",
+                    f"{code}@{ROOMS[other]}:{routed}",
+                )
+                roles = ("user", "assistant") * 2
+                rows.append(
+                    {"messages": [{"role": r, "content": c} for r, c in zip(roles, turns, strict=True)]}
+                )
+    return rows
+
+
+def text_lines() -> list[str]:
+    """The rule in plain sentences, one a line."""
+    return [
+        f"{row['output']} is what a hub receives when somebody says: {row['instruction']}."
+        for row in quickstart_rows()["train"]
+    ]
+
+
+def files() -> dict[str, str]:
+    """Each file's name and content."""
+    rows: dict[str, list[dict[str, Any]]] = {"chat.jsonl": chat_rows()}
+    rows |= {f"quickstart-{name}.jsonl": part for name, part in quickstart_rows().items()}
+    made = {name: "".join(json.dumps(row) + "\n" for row in part) for name, part in rows.items()}
+    return {**made, "text.txt": "\n".join(text_lines()) + "\n"}
+
+
 def main() -> None:
-    """Writes both files beside this script."""
-    for name, rows in quickstart_rows().items():
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        Path(__file__).with_name(f"quickstart-{name}.jsonl").write_text(text, encoding="utf-8")
+    """Writes the files beside this script."""
+    for name, text in files().items():
+        Path(__file__).with_name(name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
