@@ -14,13 +14,20 @@ from peftcli.peft.storage import get_peft_model_state_dict, load_peft_weights
 from peftcli.registry import ENGINES, METHODS, resolve
 from tests.methods.cases import CASES, Case, build, inputs, outputs, shake
 
+
+def over(cases: list[Case]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", cases, ids=lambda case: f"{case.peft_type} {case.name}")
+
+
 pytestmark = [
     # Cases reach for what these say on purpose.
     pytest.mark.filterwarnings("ignore:lora_dropout does not act on embeddings"),
     pytest.mark.filterwarnings("ignore:trained biases stay in place"),
     pytest.mark.filterwarnings("ignore:the merged embeddings differ from"),
 ]
-every = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.peft_type} {case.name}")
+every = over(CASES)
+# An adapter that changes its base, or trains biases, stands alone.
+sociable = over([case for case in CASES if case.keeps_base])
 
 
 def adapt(case: Case) -> PeftModel:
@@ -146,10 +153,8 @@ def test_unloading_gives_the_base_back(case: Case):
         assert torch.equal(outputs(plain, arguments), base_outputs)
 
 
-@every
+@sociable
 def test_a_second_adapter_leaves_the_first_as_it_is_until_it_is_set(case: Case):
-    if not case.keeps_base:
-        pytest.skip("an adapter that changes its base, or trains biases, stands alone")
     model = trained(case)
     arguments = inputs(model.get_base_model())
     first = outputs(model, arguments)

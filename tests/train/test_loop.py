@@ -111,7 +111,7 @@ def test_metrics_lines_have_the_keys_of_the_contract(tmp_path):
     assert training[4]["epoch"] == 1.0
     assert all(line["tokens_per_second"] > 0 and line["peak_memory_bytes"] > 2**20 for line in training)
     assert [line["step"] for line in evaluations] == [5, 10]
-    assert list(evaluations[0]) == ["step", "epoch", "eval_accuracy", "eval_loss"]
+    assert list(evaluations[0]) == ["step", "epoch", "eval_loss", "eval_accuracy"]
 
 
 def test_an_evaluation_is_the_mean_over_all_trained_tokens(tmp_path):
@@ -201,7 +201,7 @@ def test_plain_lines_are_printed_away_from_a_terminal(tmp_path):
     assert lines[0].startswith("step 1/5 · epoch 0.20 · loss 3.")
     assert "tokens/s" in lines[0]
     assert "MiB" in lines[0]
-    assert lines[5].startswith("evaluation at step 5 · eval_accuracy")
+    assert lines[5].startswith("evaluation at step 5 · eval_loss")
 
 
 def test_a_progress_bar_is_shown_on_a_terminal(tmp_path):
