@@ -14,6 +14,7 @@ _MODEL, _STORAGE, _CONFIG = "peftcli.peft.model", "peftcli.peft.storage", "peftc
 
 # public name -> the module that has it.
 _PUBLIC = {
+    "IA3Config": "peftcli.methods.ia3.config",
     "LoraConfig": "peftcli.methods.lora.config",
     "PeftConfig": _CONFIG,
     "PeftModel": _MODEL,

@@ -10,11 +10,13 @@ from peftcli.errors import RecipeError, did_you_mean
 # peft_type -> the method's config dataclass (imports no torch). Its `method` field names the rest.
 METHODS = {
     "LORA": "peftcli.methods.lora.config:LoraConfig",
+    "IA3": "peftcli.methods.ia3.config:IA3Config",
 }
 
 # peft_type -> the method itself: how it wraps layers (imports torch).
 ENGINES = {
     "LORA": "peftcli.methods.lora.method:LoraMethod",
+    "IA3": "peftcli.methods.ia3.method:IA3Method",
 }
 
 # task_type -> the task's class.

@@ -1,4 +1,4 @@
-"""What a method's layer and the method itself offer to the engine; everything that all of them share.
+"""What every method's layers offer to the engine, and all that they share.
 
 A layer wraps one module of the base model (`base_layer`) and holds any number of named adapters for it. Names are
 PEFT's, since people's code reaches for them. What differs between methods is small: how an adapter is made, what
@@ -8,9 +8,9 @@ PEFT's, since people's code reaches for them. What differs between methods is sm
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -204,41 +204,3 @@ class AdapterLayer(nn.Module):
             setattr(base, key, original)
         self._originals = {}
         self.merged_adapters = []
-
-
-class Method(ABC):
-    """How one kind of adapter is put on layers."""
-
-    # What the method's parameter names begin with, as PEFT has it.
-    prefix: ClassVar[str]
-
-    @abstractmethod
-    def problem(self, site: Site, config: Any, model: nn.Module) -> str:
-        """Why this module of the model cannot be adapted (with what can), or nothing."""
-
-    @abstractmethod
-    def resolve(self, sites: Sequence[Site], config: Any, others: Sequence[Any], strict: bool) -> None:
-        """Checks a config against the sites it names and the model's other adapters; completes it.
-
-        Raises:
-            AdapterError: for a setting that cannot be, or (only a warning unless `strict`) that names nothing.
-        """
-
-    @abstractmethod
-    def wrap(self, site: Site, config: Any) -> AdapterLayer:
-        """A layer around the site's module, without adapters yet."""
-
-    @abstractmethod
-    def add(
-        self, layer: AdapterLayer, site: Site, adapter_name: str, config: Any, options: AddOptions
-    ) -> None:
-        """Makes a new adapter on a layer."""
-
-
-class AddOptions(NamedTuple):
-    """How a new adapter's weights come to be."""
-
-    # Half-precision bases get float32 adapters, which training needs; otherwise the base's dtype.
-    autocast_adapter_dtype: bool = True
-    # False where a file's weights follow: then only what an initialisation does to the base itself is done.
-    initialise: bool = True

@@ -108,6 +108,10 @@ class PeftConfig:
         default=False, metadata={"help": "load the adapter frozen: its weights take no gradient"}
     )
 
+    # The method that a config class is of; None for the part that all have.
+    METHOD: ClassVar[PeftType | None] = None
+    # Methods that put trained vectors before the model's inputs, and adapt no layer.
+    is_prompt_learning: ClassVar[bool] = False
     # PEFT's fields that we do not have yet, each with the value that PEFT gives it when it is not used.
     DEFERRED: ClassVar[Mapping[str, Any]] = {}
     CHECKS: ClassVar[Mapping[str, checks.Check]] = {
@@ -138,6 +142,8 @@ class PeftConfig:
         if problems:
             raise AdapterConfigError(problems)
         self.task_type = None if self.task_type is None else TaskType(self.task_type)
+        if self.METHOD is not None:
+            self.peft_type = self.METHOD
 
     def conflicts(self) -> list[tuple[str, str]]:
         """What is wrong between fields, as (field, message); the message may be empty."""

@@ -7,10 +7,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
-from peftcli.adapters.base import AdapterLayer, AddOptions, Method, Site
+from peftcli.adapters.base import AdapterLayer, Site
 from peftcli.adapters.config import PeftConfig
+from peftcli.adapters.method import AddOptions, Method
 from peftcli.adapters.saved_modules import ModulesToSaveWrapper
 from peftcli.adapters.targets import find_modules_to_save, find_targets
 from peftcli.adapters.walk import walk
@@ -35,10 +37,14 @@ class AdaptedModel(nn.Module):
         self.active_adapters: list[str] = []
         self.targeted_module_names: list[str] = []
         self.disabled = False
+        self._methods: dict[str, Method] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own."""
-        return self.model(*args, **kwargs)
+        """The model's own, with what the active adapters' method adds to its outputs."""
+        outputs = self.model(*args, **kwargs)
+        for name in () if self.disabled else self.active_adapters[:1]:
+            outputs = self._methods[name].after_forward(self, outputs)
+        return outputs
 
     def layers(self) -> Iterator[AdapterLayer | ModulesToSaveWrapper]:
         """All modules that hold adapters."""
@@ -73,6 +79,7 @@ class AdaptedModel(nn.Module):
         config = copy.deepcopy(config)
         _name_heads(config, heads)
         method: Method = resolve(ENGINES, str(config.peft_type), what="peft_type")()
+        options = options or AddOptions()
         whole = find_modules_to_save(self.model, config, heads, strict=strict)
         sites, config.target_modules = find_targets(self.model, config, strict=strict)  # type: ignore[attr-defined]  # methods that target have it
         problems = [problem for site in sites if (problem := method.problem(site, config, self.model))]
@@ -82,11 +89,12 @@ class AdaptedModel(nn.Module):
         method.resolve(sites, config, list(self.peft_config.values()), strict)
         if not self.peft_config:
             self.model.requires_grad_(False)
-        self.peft_config[adapter_name] = config
+        self.peft_config[adapter_name], self._methods[adapter_name] = config, method
         if activate:
             self.active_adapters = [adapter_name]
+        method.share(self, sites, adapter_name, config, options)
         for site in sites:
-            self._add(method, site, adapter_name, config, options or AddOptions())
+            self._add(method, site, adapter_name, config, options)
         self._wrap_whole(whole, adapter_name)
         self._train(adapter_name, config, activate)
         known = set(self.targeted_module_names)
@@ -102,12 +110,30 @@ class AdaptedModel(nn.Module):
                 warnings.warn("the merged adapters are unmerged before others become active", stacklevel=2)
                 layer.unmerge()
             layer.set_adapter(names, inference_mode)
+        for name in self.peft_config:
+            self._train_shared(name, name in names and not inference_mode)
         self.active_adapters = names
 
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
         """Trains these adapters' weights, or stops training them."""
         for layer in self.layers():
             layer.set_requires_grad(adapter_names, requires_grad)
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            self._train_shared(name, requires_grad)
+
+    def shared_tensors(self, adapter_name: str) -> dict[str, torch.Tensor]:
+        """What an adapter's file holds of what its layers share, by its key within this model."""
+        method, config = self._methods[adapter_name], self.peft_config[adapter_name]
+        return {item.saved: item.tensor for item in method.shared_tensors(self, adapter_name, config)}
+
+    def after_step(self, step: int, total_steps: int | None = None) -> None:
+        """What the active adapters' method does after optimizer step `step` (from 1), before gradients are cleared."""
+        for name in self.active_adapters[:1]:
+            self._methods[name].after_step(self, step, total_steps)
+
+    def update_and_allocate(self, global_step: int) -> None:
+        """PEFT's name for `after_step`."""
+        self.after_step(global_step)
 
     def enable_adapter_layers(self) -> None:
         """Turns the adapters on again."""
@@ -129,7 +155,9 @@ class AdaptedModel(nn.Module):
                 )
         for layer in self.layers():
             layer.delete_adapter(adapter_name)
-        del self.peft_config[adapter_name]
+        for container in self._shared(adapter_name):
+            del container[adapter_name]
+        del self.peft_config[adapter_name], self._methods[adapter_name]
         active = [name for name in self.active_adapters if name != adapter_name]
         self.set_adapter(active or list(self.peft_config)[:1])
 
@@ -204,8 +232,8 @@ class AdaptedModel(nn.Module):
         self, method: Method, site: Site, adapter_name: str, config: PeftConfig, options: AddOptions
     ) -> None:
         layer = site.module
-        if not isinstance(layer, AdapterLayer):
-            layer = method.wrap(site, config)
+        if not isinstance(layer, method.layer):
+            layer = method.wrap(site, config, self)
             layer.train(site.module.training)
             layer.enable_adapters(not self.disabled)
             setattr(site.parent, site.child, layer)
@@ -225,9 +253,22 @@ class AdaptedModel(nn.Module):
         for layer in self.layers():
             layer.follow(self.active_adapters)
             layer.set_requires_grad([adapter_name], trained)
+        self._train_shared(adapter_name, trained)
         if trained:
             for bias in _biases(self.model, getattr(config, "bias", "none")):
                 bias.requires_grad_(True)
+
+    def _shared(self, adapter_name: str) -> Iterator[Any]:
+        """The containers that hold what an adapter's layers share."""
+        for attribute in self._methods[adapter_name].shared:
+            container = getattr(self, attribute)
+            if adapter_name in container:
+                yield container
+
+    def _train_shared(self, adapter_name: str, trained: bool) -> None:
+        for container in self._shared(adapter_name):
+            if isinstance(container, nn.ParameterDict):
+                container[adapter_name].requires_grad_(trained)
 
     def __getattr__(self, name: str) -> Any:
         """What this does not have, the base model has."""

@@ -170,6 +170,9 @@ def _inside(names: Sequence[str]) -> re.Pattern[str] | None:
 def _wanted(model: nn.Module, sites: list[Site], config: Any) -> list[str] | str:
     wanted = config.target_modules
     if wanted is None:
+        own = getattr(config, "DEFAULT_TARGETS", {})
+        wanted = own.get(getattr(getattr(model, "config", None), "model_type", None))
+    if wanted is None:
         wanted = default_targets(model, ((site.name, site.module) for site in sites))
         if wanted is None:
             kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from peftcli.adapters.base import AddOptions
 from peftcli.adapters.config import PeftConfig, TaskType
 from peftcli.adapters.engine import AdaptedModel
+from peftcli.adapters.method import AddOptions
 from peftcli.errors import AdapterError
 from peftcli.peft.storage import (
     LoadResult,
@@ -112,7 +112,7 @@ class PeftModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's, with the adapters in use."""
-        return self.base_model.model(*args, **kwargs)
+        return self.base_model(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's, with the adapters in use."""

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from peftcli.adapters.config import CONFIG_NAME, PeftConfig
+from peftcli.adapters.engine import AdaptedModel
 from peftcli.adapters.state import adapter_state, embedding_state, embeddings_are_targeted, load_state
 from peftcli.errors import AdapterError
 from peftcli.files import write_tensors
@@ -87,7 +88,7 @@ def get_peft_model_state_dict(
     """
     base, prefix = _base(model)
     config = _config(model, adapter_name)
-    state = adapter_state(base, adapter_name, config, prefix).all()
+    state = {**adapter_state(base, adapter_name, config, prefix).all(), **_shared_state(model, adapter_name)}
     targeted = embeddings_are_targeted(base, config)
     if save_embedding_layers == "auto":
         save_embedding_layers = targeted or _is_resized(base, config)
@@ -115,6 +116,7 @@ def set_peft_model_state_dict(
     if not prefix:
         state = {key.removeprefix(PREFIX): tensor for key, tensor in state.items()}
     expected = adapter_state(base, adapter_name, config, prefix)
+    expected.own.update(_shared_state(model, adapter_name))
     optional = embedding_state(base, prefix, adapted_only=False)
     load_state(state, expected, optional, keep_dtype=keep_dtype, where=where)
     return LoadResult([], [])
@@ -124,6 +126,14 @@ def _base(model: nn.Module) -> tuple[nn.Module, str]:
     """The base model with adapters on it, and what its keys begin with."""
     get_base_model = getattr(model, "get_base_model", None)
     return (get_base_model(), PREFIX) if get_base_model else (model, "")
+
+
+def _shared_state(model: nn.Module, adapter_name: str) -> dict[str, torch.Tensor]:
+    """What the adapter's layers share and its file holds; in a bare model with adapters in it there is none."""
+    tuner = getattr(model, "base_model", None)
+    if not isinstance(tuner, AdaptedModel):
+        return {}
+    return {f"base_model.{key}": tensor for key, tensor in tuner.shared_tensors(adapter_name).items()}
 
 
 def _config(model: nn.Module, adapter_name: str) -> PeftConfig:

@@ -109,6 +109,10 @@ def lora(
     return Case(name, "LORA", build, {"r": 2, "lora_alpha": 6, **config}, silent, keeps_base, oracle)
 
 
+def ia3(name: str, build: Callable[[], nn.Module], *, silent=True, oracle=True, **config) -> Case:
+    return Case(name, "IA3", build, config, silent, True, oracle)
+
+
 Q, QV = ["q_proj"], ["q_proj", "v_proj"]
 CASES = [
     lora("defaults", llama),
@@ -162,6 +166,16 @@ CASES = [
     lora("dora on convolutions", net, target_modules=["conv1", "conv3"], use_dora=True),
     lora("embedding", net, target_modules=["emb", "mid"]),
     lora("dora on an embedding", net, target_modules=["emb"], use_dora=True),
+    ia3("defaults", llama),
+    ia3(
+        "outputs and inputs", llama, target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]
+    ),
+    ia3("no feed-forward layer", llama, target_modules=QV, feedforward_modules=[]),
+    ia3("random", llama, target_modules=QV, feedforward_modules=Q, init_ia3_weights=False, silent=False),
+    ia3("conv1d of gpt2", gpt2, fan_in_fan_out=True),
+    ia3("sequence classes", bert, task_type="SEQ_CLS"),
+    ia3("t5", t5, task_type="SEQ_2_SEQ_LM"),
+    ia3("convolutions", net, target_modules=["conv2", "conv3"], feedforward_modules=["conv3"]),
 ]
 
 
@@ -200,9 +214,9 @@ def outputs(model: nn.Module, arguments: dict[str, torch.Tensor]) -> torch.Tenso
     return result if isinstance(result, torch.Tensor) else result.logits
 
 
-def shake(model: nn.Module) -> None:
+def shake(model: nn.Module, seed: int = 3) -> None:
     """Moves every trained weight a little, as training would."""
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from peftcli.adapters import checks
-from peftcli.adapters.config import PeftConfig, PeftType
+from peftcli.adapters.config import PeftType
+from peftcli.adapters.targeted import LayeredConfig
 from peftcli.errors import did_you_mean
 
 INITIALISATIONS = ("gaussian", "orthogonal", "pissa", "olora")
@@ -36,20 +37,10 @@ def _bias(value: Any) -> str:
 
 
 @dataclass
-class LoraConfig(PeftConfig):
+class LoraConfig(LayeredConfig):
     """One LoRA adapter: W x becomes W x + scaling · B A x; A (r, in) and B (out, r) are trained, W is not."""
 
     r: int = field(default=8, metadata={"help": "the rank: how many dimensions the update has"})
-    target_modules: list[str] | str | None = field(
-        default=None,
-        metadata={
-            "help": "which layers to adapt: a list of names (or endings of names), a regular expression "
-            "over whole names, or all-linear; default: by architecture"
-        },
-    )
-    exclude_modules: list[str] | str | None = field(
-        default=None, metadata={"help": "layers not to adapt: names or a regular expression"}
-    )
     lora_alpha: float = field(default=8, metadata={"help": "the update is scaled by lora_alpha / r"})
     lora_dropout: float = field(
         default=0.0, metadata={"help": "share of the adapter's inputs that training zeroes"}
@@ -64,21 +55,12 @@ class LoraConfig(PeftConfig):
     use_rslora: bool = field(
         default=False, metadata={"help": "scale by lora_alpha / sqrt(r) (rank-stabilised)"}
     )
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "modules to train and save whole, such as a new head"}
-    )
     init_lora_weights: bool | str = field(
         default=True,
         metadata={
             "help": "true (the update starts at zero), false (random), gaussian, orthogonal, olora, pissa, "
             "or pissa_niter_N"
         },
-    )
-    layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "adapt only the layers with these numbers"}
-    )
-    layers_pattern: list[str] | str | None = field(
-        default=None, metadata={"help": "the name of the list of layers that the numbers count in"}
     )
     rank_pattern: dict[str, int] = field(
         default_factory=dict, metadata={"help": "other ranks for some layers: name or regular expression: r"}
@@ -91,6 +73,7 @@ class LoraConfig(PeftConfig):
         default=False, metadata={"help": "train the weights' magnitudes apart from their directions (DoRA)"}
     )
 
+    METHOD: ClassVar[PeftType | None] = PeftType.LORA
     DEFERRED: ClassVar[Mapping[str, Any]] = {
         "alora_invocation_tokens": None,
         "arrow_config": None,
@@ -114,19 +97,14 @@ class LoraConfig(PeftConfig):
         "velora_config": None,
     }
     CHECKS: ClassVar[Mapping[str, checks.Check]] = {
-        **PeftConfig.CHECKS,
+        **LayeredConfig.CHECKS,
         "r": checks.rank,
-        "target_modules": checks.optional(checks.names_or_expression),
-        "exclude_modules": checks.optional(checks.names_or_expression),
         "lora_alpha": checks.positive,
         "lora_dropout": checks.probability,
         "fan_in_fan_out": checks.boolean,
         "bias": _bias,
         "use_rslora": checks.boolean,
-        "modules_to_save": checks.optional(checks.names),
         "init_lora_weights": _initialisation,
-        "layers_to_transform": checks.optional(checks.indices),
-        "layers_pattern": checks.optional(checks.names_or_expression),
         "rank_pattern": checks.pattern_of(checks.rank),
         "alpha_pattern": checks.pattern_of(checks.positive),
         "use_dora": checks.boolean,
@@ -139,31 +117,3 @@ class LoraConfig(PeftConfig):
             if value is None or isinstance(value, Mapping):
                 setattr(self, name, dict(sorted((value or {}).items(), key=lambda item: str(item[0]))))
         super().__post_init__()
-        self.peft_type = PeftType.LORA
-        for name in ("target_modules", "exclude_modules", "modules_to_save"):
-            value = getattr(self, name)
-            if isinstance(value, set | frozenset | tuple):
-                setattr(self, name, sorted(value))
-
-    def conflicts(self) -> list[tuple[str, str]]:
-        """A regular expression names layers itself, so layer numbers beside it would be ignored."""
-        problems = []
-        if isinstance(self.target_modules, str):
-            reason = "works only where target_modules is a list of names"
-            if self.layers_to_transform is not None:
-                problems.append(("layers_to_transform", reason))
-            if self.layers_pattern:
-                problems.append(("layers_pattern", reason))
-        elif self.layers_pattern and self.layers_to_transform is None:
-            problems.append(("layers_pattern", "needs layers_to_transform beside it"))
-        if self.peft_type not in (None, "LORA"):
-            problems.append(("peft_type", f"{checks.shown(self.peft_type)} is not LORA"))
-        return problems
-
-    def to_dict(self) -> dict[str, Any]:
-        """As every config's; lists that name a set of modules are sorted."""
-        values = super().to_dict()
-        for name in ("target_modules", "exclude_modules"):
-            if isinstance(values[name], list):
-                values[name] = sorted(set(values[name]))
-        return values

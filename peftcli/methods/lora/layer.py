@@ -20,7 +20,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from peftcli.adapters.base import AdapterLayer, AddOptions, SavedTensor
+from peftcli.adapters.base import AdapterLayer, SavedTensor
+from peftcli.adapters.method import AddOptions
 from peftcli.adapters.weights import HALF, adapter_dtype, base_weight, weight_of
 from peftcli.kernels.lora_linear import Weights, fused, without_gradient
 from peftcli.methods.lora.config import LoraConfig

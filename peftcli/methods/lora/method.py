@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from peftcli.adapters.base import AdapterLayer, AddOptions, Method, Site
+from peftcli.adapters.base import AdapterLayer, Site
+from peftcli.adapters.method import AddOptions, Method, bare
 from peftcli.adapters.naming import complain, similar
 from peftcli.adapters.weights import is_quantized
 from peftcli.methods.lora.config import LoraConfig
@@ -29,6 +30,7 @@ class LoraMethod(Method):
     """LoRA with its variants."""
 
     prefix = "lora_"
+    layer = LoraLayer
 
     def problem(self, site: Site, config: LoraConfig, model: nn.Module) -> str:
         """Why this module cannot be adapted, or nothing."""
@@ -51,7 +53,7 @@ class LoraMethod(Method):
             )
         return ""
 
-    def wrap(self, site: Site, config: LoraConfig) -> LoraLayer:  # noqa: ARG002  (other methods need the config)
+    def wrap(self, site: Site, config: LoraConfig, tuner: Any) -> LoraLayer:  # noqa: ARG002  (other methods need them)
         """A layer of the kind that the module asks for."""
         kind = _layer_class(site.module)
         assert kind is not None  # `problem` was asked first
@@ -83,7 +85,7 @@ class LoraMethod(Method):
         for site in sites:
             if message := start.problem(self._rank(config, site.name)):
                 complain(f"{site.name}: init_lora_weights: {message}", strict=True)
-            if start.linear_only and not isinstance(_base(site.module), nn.Linear | Conv1D):
+            if start.linear_only and not isinstance(bare(site.module), nn.Linear | Conv1D):
                 complain(
                     f"{site.name}: init_lora_weights {config.init_lora_weights!r} is for linear layers only",
                     strict=strict,
@@ -92,7 +94,7 @@ class LoraMethod(Method):
         self._complete(sites, config)
 
     def _complete(self, sites: Sequence[Site], config: LoraConfig) -> None:
-        bases = [_base(site.module) for site in sites]
+        bases = [bare(site.module) for site in sites]
         transposed = any(isinstance(base, Conv1D) for base in bases)
         if config.fan_in_fan_out and not transposed:
             warnings.warn(
@@ -128,10 +130,6 @@ class LoraMethod(Method):
         if rank % base.groups:
             return f"{site.name} has {base.groups} groups; choose a rank that they divide, not {rank}"
         return ""
-
-
-def _base(module: nn.Module) -> nn.Module:
-    return module.get_base_layer() if isinstance(module, AdapterLayer) else module
 
 
 def _layer_class(base: nn.Module) -> type[LoraLayer] | None:

@@ -1,0 +1,1 @@
+"""IA³: learned scales on activations."""
