@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -47,7 +46,7 @@ def reference(x: Tensor, weights: Weights, dropout: float = 0.0) -> Tensor:
 def fused(x: Tensor, weights: Weights, dropout: float = 0.0) -> Tensor:
     """The same as `reference`, with less memory kept and moved.
 
-    W_OI and bias_O must take no gradient: none is computed for them. It can be differentiated once.
+    W_OI and bias_O must take no gradient: none is computed for them.
     """
     y: Tensor = _LoraLinear.apply(x, *weights, dropout)  # type: ignore[no-untyped-call]  # torch's
     return y
@@ -56,9 +55,10 @@ def fused(x: Tensor, weights: Weights, dropout: float = 0.0) -> Tensor:
 def without_gradient(x: Tensor, weights: Weights) -> Tensor:
     """The same where nothing takes a gradient and nothing is dropped: few operations, since tokens come one by one."""
     W_OI, bias_O, A_RI, B_OR, scaling = weights
-    y_NO = F.linear(x, W_OI, bias_O)
-    y_NO.view(-1, y_NO.shape[-1]).addmm_(F.linear(x, A_RI).view(-1, A_RI.shape[0]), B_OR.T, alpha=scaling)
-    return y_NO
+    y = F.linear(x, W_OI, bias_O)
+    h_NR = F.linear(x, A_RI).view(-1, A_RI.shape[0])
+    y.view(-1, W_OI.shape[0]).addmm_(h_NR, B_OR.T, alpha=scaling)
+    return y
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -73,28 +73,37 @@ class _LoraLinear(torch.autograd.Function):
         scaling: float,
         dropout: float,
     ) -> Tensor:
-        x_NI = x.flatten(0, -2)
-        y_NO = F.linear(x_NI, W_OI, bias_O)
+        # The result is made in its own shape and filled through a view of it: a view itself (F.linear gives one) could
+        # not be changed in place by whatever comes next.
+        y = x.new_empty((*x.shape[:-1], W_OI.shape[0]))
+        x_NI, y_NO = x.reshape(-1, W_OI.shape[1]), y.view(-1, W_OI.shape[0])
+        if bias_O is None:
+            torch.mm(x_NI, W_OI.T, out=y_NO)
+        else:
+            torch.addmm(bias_O, x_NI, W_OI.T, out=y_NO)
         seen_NI, mask_NI = x_NI.to(A_RI.dtype), None
         if dropout:
             seen_NI, mask_NI = torch.native_dropout(seen_NI, dropout, True)
         h_NR = seen_NI @ A_RI.T
-        if y_NO.dtype == h_NR.dtype:
+        if y.dtype == h_NR.dtype:
             y_NO.addmm_(h_NR, B_OR.T, alpha=scaling)
         else:
-            y_NO = torch.addmm(y_NO.to(h_NR.dtype), h_NR, B_OR.T, alpha=scaling).to(y_NO.dtype)
+            y_NO.copy_(torch.addmm(y_NO.to(h_NR.dtype), h_NR, B_OR.T, alpha=scaling))
         ctx.save_for_backward(x, mask_NI, h_NR, W_OI, A_RI, B_OR)
         ctx.scaling, ctx.kept = scaling, 1 - dropout
-        return y_NO.view(*x.shape[:-1], -1)
+        return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         x, mask_NI, h_NR, W_OI, A_RI, B_OR = ctx.saved_tensors
-        gy_NO, x_NI = gy.flatten(0, -2), x.flatten(0, -2)
+        gy_NO, x_NI = gy.reshape(-1, W_OI.shape[0]), x.reshape(-1, W_OI.shape[1])
         wide_NO = gy_NO.to(A_RI.dtype)
+        if (
+            torch.is_grad_enabled()
+        ):  # a gradient of this gradient is wanted, which must find its way through h
+            h_NR = _seen(x_NI, mask_NI, A_RI.dtype) @ A_RI.T * (1 if mask_NI is None else 1 / ctx.kept)
         gx = gA_RI = gB_OR = None
-        gh_NR = (wide_NO @ B_OR).mul_(ctx.scaling / ctx.kept)  # what dropout keeps is scaled up
+        gh_NR = (wide_NO @ B_OR) * (ctx.scaling / ctx.kept)  # what dropout keeps is scaled up
         if ctx.needs_input_grad[0]:
             gx_NI = gy_NO @ W_OI
             if mask_NI is None and gx_NI.dtype == gh_NR.dtype:
@@ -102,10 +111,14 @@ class _LoraLinear(torch.autograd.Function):
             else:
                 update_NI = gh_NR @ A_RI
                 gx_NI = gx_NI + (update_NI if mask_NI is None else update_NI.mul_(mask_NI))
-            gx = gx_NI.to(x.dtype).view_as(x)
+            gx = gx_NI.to(x.dtype).view(x.shape)
         if ctx.needs_input_grad[3]:
-            seen_NI = x_NI.to(A_RI.dtype) if mask_NI is None else x_NI.to(A_RI.dtype) * mask_NI
-            gA_RI = gh_NR.T @ seen_NI
+            gA_RI = gh_NR.T @ _seen(x_NI, mask_NI, A_RI.dtype)
         if ctx.needs_input_grad[4]:
-            gB_OR = (wide_NO.T @ h_NR).mul_(ctx.scaling)
+            gB_OR = (wide_NO.T @ h_NR) * ctx.scaling
         return gx, None, None, gA_RI, gB_OR, None, None
+
+
+def _seen(x_NI: Tensor, mask_NI: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """What the update saw of x, not scaled up."""
+    return x_NI.to(dtype) if mask_NI is None else x_NI.to(dtype) * mask_NI

@@ -29,6 +29,25 @@ def test_the_gradient_is_the_numerical_one_in_float64(bias: bool, dropout: float
         return fused(x, weights._replace(A_RI=a, B_OR=b), dropout)
 
     assert torch.autograd.gradcheck(function, (x, weights.A_RI, weights.B_OR))
+    assert torch.autograd.gradgradcheck(function, (x, weights.A_RI, weights.B_OR))
+
+
+def test_the_result_may_be_changed_in_place_by_what_comes_next():
+    x, weights = tensors(bias=True, dtype=torch.float64)
+    fused(x, weights).relu_().sum().backward()
+    other, same = tensors(bias=True, dtype=torch.float64)
+    reference(other, same).relu().sum().backward()
+    torch.testing.assert_close(x.grad, other.grad)
+
+
+@pytest.mark.parametrize("shape", [(7,), (0, 7), (2, 0, 7)])
+def test_one_row_without_a_batch_and_a_batch_without_rows_go_through(shape: tuple[int, ...]):
+    _, weights = tensors(bias=True, dtype=torch.float64)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    y = fused(x, weights)
+    torch.testing.assert_close(y, reference(x, weights))
+    y.sum().backward()
+    assert x.grad.shape == x.shape
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,8 @@ CASES = [
     lora("dora on convolutions", net, target_modules=["conv1", "conv3"], use_dora=True),
     lora("embedding", net, target_modules=["emb", "mid"]),
     lora("dora on an embedding", net, target_modules=["emb"], use_dora=True),
+    lora("embedding and dropout", net, target_modules=["emb", "mid"], lora_dropout=0.3),
+    lora("dora on an embedding, and dropout", net, target_modules=["emb"], use_dora=True, lora_dropout=0.3),
     ia3("defaults", llama),
     ia3(
         "outputs and inputs", llama, target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]

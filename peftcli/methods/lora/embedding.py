@@ -17,6 +17,8 @@ class Embedding(LoraLayer):
     Dropout would drop whole tokens, so there is none here (nor in PEFT).
     """
 
+    drops_inputs = False
+
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
         base: Any = self.get_base_layer()

@@ -50,6 +50,8 @@ class LoraLayer(AdapterLayer):
     )
 
     is_linear = False
+    # Whether dropout acts on the inputs; an embedding's are token ids.
+    drops_inputs = True
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
@@ -106,7 +108,8 @@ class LoraLayer(AdapterLayer):
         self.r[name], self.lora_alpha[name] = r, lora_alpha
         self.use_rslora[name], self.use_dora[name] = config.use_rslora, config.use_dora
         self.set_scale(name, 1.0)
-        self.lora_dropout[name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
+        drops = config.lora_dropout and self.drops_inputs
+        self.lora_dropout[name] = nn.Dropout(config.lora_dropout) if drops else nn.Identity()
         self.lora_variant[name] = VARIANTS["dora" if config.use_dora else "plain"]
         self.make_factors(name, r, weight.device, dtype)
         strategy = strategy_of(config.init_lora_weights)
@@ -144,12 +147,12 @@ class LoraLayer(AdapterLayer):
         return self.unmatrix((B_OR @ A_RI) * self.scaling[adapter])
 
     def merge_tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
-        """The weight with these adapters in it: what each adds, it adds to the base's own."""
+        """The weight with these adapters in it, one after another as in `forward`."""
         weight = base_weight(self.get_base_layer())
         W_OI = self.matrix(weight.float() if weight.dtype in HALF else weight)
         merged_OI = W_OI.clone()
         for name in names:
-            merged_OI += self.lora_variant[name].delta(self, name, W_OI)
+            merged_OI = self.lora_variant[name].merged(self, name, W_OI, merged_OI)
         return {"weight": self.unmatrix(merged_OI).contiguous()}
 
     def adapter_tensors(self, name: str) -> Iterator[SavedTensor]:
@@ -230,8 +233,8 @@ class Linear(LoraLayer):
         # Subclasses of nn.Linear (quantized ones) may do more than W x + b, and so may hooks.
         if type(base) is not nn.Linear or self.lora_variant[name] is not PLAIN:
             return None
-        parts: tuple[Any, ...] = (base, self.lora_A[name], self.lora_B[name], self.lora_dropout[name])
-        if any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in parts):  # noqa: SLF001  (no public way)
+        parts = (base, self.lora_A[name], self.lora_B[name], self.lora_dropout[name])
+        if not all(map(_is_called_plainly, parts)):
             return None
         A_RI, B_OR = self.factors(name)
         weights = Weights(base.weight, base.bias, A_RI, B_OR, self.scaling[name])
@@ -245,11 +248,22 @@ class Linear(LoraLayer):
         """B A x, in the wider of the two dtypes."""
         A_RI, B_OR = self.factors(name)
         dtype = torch.promote_types(x.dtype, A_RI.dtype)
-        return F.linear(F.linear(x.to(dtype), A_RI.to(dtype)), B_OR.to(dtype))
+        if dtype != A_RI.dtype or dtype != B_OR.dtype:
+            return F.linear(F.linear(x.to(dtype), A_RI.to(dtype)), B_OR.to(dtype))
+        # By calling the modules, since people hang hooks on them.
+        updated: torch.Tensor = self.lora_B[name](self.lora_A[name](x.to(dtype)))
+        return updated
 
     def per_output(self, values_O: torch.Tensor) -> torch.Tensor:
         """As it is: outputs are the last dimension."""
         return values_O
+
+
+def _is_called_plainly(module: nn.Module) -> bool:
+    """Whether calling the module does what its class says: nothing is hooked on, nothing patched over."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    inside = vars(module)
+    return "forward" not in inside and not any(inside[name] for name in hooks)
 
 
 def _fit(x: torch.Tensor, weights: Weights) -> bool:
@@ -266,6 +280,8 @@ def _fit(x: torch.Tensor, weights: Weights) -> bool:
         and x.device == W_OI.device == A_RI.device
         and not torch.is_autocast_enabled(x.device.type)
         and not torch.compiler.is_compiling()
+        # vmap, jvp and the like want operations that they can see into.
+        and torch._C._functorch.maybe_current_level() is None  # noqa: SLF001  (PyTorch has no public way to ask)
     )
 
 

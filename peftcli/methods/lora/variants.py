@@ -25,8 +25,8 @@ class Variant(ABC):
         """The layer's output with this adapter: `result` is what it was without."""
 
     @abstractmethod
-    def delta(self, layer: LoraLayer, name: str, W_OI: torch.Tensor) -> torch.Tensor:
-        """What the adapter adds to the base's matrix, in its dtype."""
+    def merged(self, layer: LoraLayer, name: str, W_OI: torch.Tensor, sum_OI: torch.Tensor) -> torch.Tensor:
+        """The matrix with this adapter in it: `sum_OI` is W_OI, the base's own, with those that came before."""
 
 
 class Plain(Variant):
@@ -36,9 +36,9 @@ class Plain(Variant):
         """Adds scaling · B A dropout(x)."""
         return result + layer.update(name, layer.lora_dropout[name](x)) * layer.scaling[name]
 
-    def delta(self, layer: LoraLayer, name: str, W_OI: torch.Tensor) -> torch.Tensor:
-        """The product, scaled."""
-        return _product(layer, name, W_OI.dtype)
+    def merged(self, layer: LoraLayer, name: str, W_OI: torch.Tensor, sum_OI: torch.Tensor) -> torch.Tensor:
+        """Adds the product, scaled."""
+        return sum_OI + _product(layer, name, W_OI.dtype)
 
 
 class Magnitude(nn.Module):
@@ -79,12 +79,12 @@ class Dora(Variant):
         scale = layer.per_output(self._magnitude(layer, name) / self._norm(layer, name))
         return result + (scale - 1) * base + (scale * layer.scaling[name]) * layer.update(name, x)
 
-    def delta(self, layer: LoraLayer, name: str, W_OI: torch.Tensor) -> torch.Tensor:
-        """(m / norm) · (W + scaling · B A) - W."""
-        whole_OI = W_OI + _product(layer, name, W_OI.dtype)
-        scale_O = self._magnitude(layer, name).to(W_OI.dtype) / whole_OI.norm(dim=1)
-        delta_OI: torch.Tensor = scale_O[:, None] * whole_OI - W_OI
-        return delta_OI
+    def merged(self, layer: LoraLayer, name: str, W_OI: torch.Tensor, sum_OI: torch.Tensor) -> torch.Tensor:
+        """(m / norm) · (what was there + scaling · B A), the norm being that of W + scaling · B A."""
+        product_OI = _product(layer, name, W_OI.dtype)
+        scale_O = self._magnitude(layer, name).to(W_OI.dtype) / (W_OI + product_OI).norm(dim=1)
+        merged_OI: torch.Tensor = scale_O[:, None] * (sum_OI + product_OI)
+        return merged_OI
 
     def _magnitude(self, layer: LoraLayer, name: str) -> torch.Tensor:
         return weight_of(layer.lora_magnitude_vector[name]).flatten()
