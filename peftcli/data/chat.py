@@ -170,7 +170,8 @@ def _without_tail(said: str, content: str) -> str:
     """What was said, without the white space after the text that ends the turn."""
     bare = said.rstrip()
     # Where nothing but white space ends a turn, that is what a model must learn to end it with.
-    return said if bare.endswith(content.rstrip()) else bare
+    ended = content.rstrip()
+    return said if ended and bare.endswith(ended) else bare
 
 
 def _ending(said: str, content: str) -> str:

@@ -40,6 +40,8 @@ def prepare(
     *,
     encode: Encode,
     seed: int,
+    order_seed: int | None = None,
+    shuffle: bool = True,
     model_max_length: int | None,
     formats: Iterable[str] = tuple(FORMATS),
     remarks: Callable[[], Sequence[str]] = tuple,
@@ -50,6 +52,8 @@ def prepare(
         data: The recipe's `data`.
         encode: From examples to rows: the task's.
         seed: Decides the evaluation part and which rows a fractional weight takes.
+        order_seed: Decides the order of streamed rows; default: seed.
+        shuffle: Whether streamed rows come in a random order.
         model_max_length: In tokens, for recipes that set no max_length; None where the model has no limit.
         formats: The formats that the task takes: a type is guessed among them.
         remarks: What the task has to say about the rows, once they are encoded.
@@ -67,7 +71,10 @@ def prepare(
     held: Picked | None = None
     train: Picked | StreamedRows
     if data.streaming:
-        train = _stream(data.train, encoding, seed, report)
+        streamed = StreamedRows(
+            data.train, streaming(encoding), seed=seed, order_seed=order_seed, shuffle=shuffle
+        )
+        train = _probed(streamed, report)
     else:
         train, held = _load(data.train, encoding, seed, report.train_sources, fraction)
         report.train = _measure(train)
@@ -169,10 +176,13 @@ def _load(
     return pool.epoch(kept, sources, seed), pool.pick(held)
 
 
-def _stream(sources: Sequence[Source], encoding: Encoding, seed: int, report: DataReport) -> StreamedRows:
+def streaming(encoding: Encoding) -> Encoding:
+    """The same way of encoding, for rows that are not read at once."""
+    return Encoding(encoding.encode, encoding.formats, encoding.limit, encoding.overflow, streaming=True)
+
+
+def _probed(streamed: StreamedRows, report: DataReport) -> StreamedRows:
     """Rows to stream, after a look at the first of them, so that what is wrong shows before training."""
-    encoding = Encoding(encoding.encode, encoding.formats, encoding.limit, encoding.overflow, streaming=True)
-    streamed = StreamedRows(sources, encoding, seed=seed)
     probe: list[Row] = list(islice(streamed.rows(0, shuffle=False), _PROBE))
     report.train.measure([len(row["input_ids"]) for row in probe], [trained_tokens(row) for row in probe])
     report.train_sources += streamed.sources

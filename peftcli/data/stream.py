@@ -22,20 +22,30 @@ class StreamedRows:
     `sources` reports what was read, cut and dropped in the current epoch so far.
     """
 
-    def __init__(self, sources: Sequence[Source], encoding: Encoding, *, seed: int) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        encoding: Encoding,
+        *,
+        seed: int,
+        order_seed: int | None = None,
+        shuffle: bool = True,
+    ) -> None:
         self.sources: list[SourceReport] = []
         self._sources = sources
         self._encoding = encoding
         self._seed = seed
+        self._order_seed = seed if order_seed is None else order_seed
+        self._shuffle = shuffle
 
-    def rows(self, epoch: int, *, shuffle: bool = True) -> Iterator[Row]:
-        """The rows of one epoch: sources interleaved by weight, in an order that seed and epoch decide.
+    def rows(self, epoch: int, *, shuffle: bool | None = None) -> Iterator[Row]:
+        """The rows of one epoch: sources interleaved by weight, in an order that order_seed and epoch decide.
 
         Which rows a fractional weight takes is the seed's alone: they are the same in every epoch.
 
         Args:
             epoch: From 0.
-            shuffle: Draw each row from a buffer of BUFFER rows; else the files' own order.
+            shuffle: Draw each row from a buffer of BUFFER rows; else the files' own order. Default: as this was made.
 
         Raises:
             DataError: naming the row; and where a source has no row to train on.
@@ -43,7 +53,9 @@ class StreamedRows:
         self.sources = []
         streams = [self._weighted(source, number) for number, source in enumerate(self._sources)]
         mixed = _interleave(streams, [source.weight for source in self._sources])
-        return _shuffled(mixed, np.random.default_rng([self._seed, epoch])) if shuffle else mixed
+        if not (self._shuffle if shuffle is None else shuffle):
+            return mixed
+        return _shuffled(mixed, np.random.default_rng([self._order_seed, epoch]))
 
     def _weighted(self, source: Source, number: int) -> Iterator[Row]:
         """Every row `int(weight)` times, pass after pass, and a fixed random part of them once more."""

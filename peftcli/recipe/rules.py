@@ -102,7 +102,14 @@ def _sources(recipe: Recipe) -> Iterator[tuple[KeyPath, Source]]:
             yield ("data", name, index), source
 
 
-@_rule("data.streaming", "data.eval", "training.max_steps", "training.train_sampling_strategy")
+@_rule(
+    "data.streaming",
+    "data.eval",
+    "training.max_steps",
+    "training.train_sampling_strategy",
+    "training.dataloader_persistent_workers",
+    "training.dataloader_num_workers",
+)
 def _streaming(recipe: Recipe) -> Iterator[Finding]:
     if not recipe.data.streaming:
         return
@@ -116,6 +123,12 @@ def _streaming(recipe: Recipe) -> Iterator[Finding]:
     if recipe.training.train_sampling_strategy == "group_by_length":
         key = ("training", "train_sampling_strategy")
         yield key, "the lengths of a stream's rows are not known; choose random or sequential"
+    if recipe.training.dataloader_persistent_workers:
+        key = ("training", "dataloader_persistent_workers")
+        yield key, "a stream's worker starts anew with every epoch; leave it out"
+    if recipe.training.dataloader_num_workers > 1:
+        key = ("training", "dataloader_num_workers")
+        yield key, "a stream is read by one process; set it to 0 or 1, or `data.streaming` to false"
 
 
 @_rule("data.eval", "training.eval_strategy", "training.eval_on_start", "gates")
@@ -131,6 +144,12 @@ def _evaluation_rows(recipe: Recipe) -> Iterator[Finding]:
         yield ("gates",), remedy
 
 
+@_rule("quantization", "training.use_cpu")
+def _quantized_on_cpu(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.quantization is not None and recipe.training.use_cpu:
+        yield ("training", "use_cpu"), "a quantized base needs its accelerator; leave out one of the two"
+
+
 @_rule("gates")
 def _gates(recipe: Recipe) -> Iterator[Finding]:
     for metric, text in (recipe.gates or {}).items():
@@ -140,12 +159,14 @@ def _gates(recipe: Recipe) -> Iterator[Finding]:
             yield ("gates", metric), str(error)
 
 
-@_rule("training.eval_strategy", "training.save_strategy", "training.lr_scheduler_type")
+@_rule("training.eval_strategy", "training.save_strategy", "training.lr_scheduler_type", "gates", "data.eval")
 def _needs_evaluation(recipe: Recipe) -> Iterator[Finding]:
     training = recipe.training
     if training.eval_strategy != "no":
         return
     remedy = "needs evaluations; set `eval_strategy` to steps or epoch"
+    if recipe.gates and recipe.data.eval is not None:
+        yield ("gates",), remedy
     if training.save_strategy == "best":
         yield ("training", "save_strategy"), remedy
     if training.lr_scheduler_type in METRIC_SCHEDULERS:

@@ -46,9 +46,6 @@ class Training(BaseModel):
     dataloader_multiprocessing_context: Literal["fork", "spawn", "forkserver"] | None = Field(
         None, description="how loading processes start"
     )
-    dataloader_in_order: bool = Field(
-        True, description="workers hand over batches in the order of the sampler"
-    )
 
     # The optimizer and its schedule.
     learning_rate: float = Field(5e-5, gt=0, description="the peak learning rate")
@@ -194,6 +191,7 @@ REFUSED = {
     "accelerator_config": "the loop sets Accelerate up: batches are never split, dispatched or repeated",
     "auto_find_batch_size": "a size that changes by itself changes the run; lower the batch size",
     "batch_eval_metrics": _COLLECT,
+    "dataloader_in_order": "batches always come in the sampler's order, or a resumed run could not go on at its row",
     "debug": "use `accelerate launch --debug` or py-spy",
     "deepspeed": _SHARD,
     "do_eval": _COMMAND,

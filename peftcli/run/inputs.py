@@ -42,6 +42,8 @@ def read_inputs(recipe: Recipe, *, say: Say) -> Inputs:
         recipe.data,
         encode=task.encode,
         seed=recipe.training.seed,
+        order_seed=recipe.training.data_seed,
+        shuffle=recipe.training.train_sampling_strategy != "sequential",
         model_max_length=longest_input(config, tokenizer),
         formats=task.formats,
         remarks=task.remarks,

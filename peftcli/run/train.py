@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import set_seed
 
 from peftcli.errors import GateError, RecipeError
@@ -90,8 +91,8 @@ def train(recipe: Recipe, *, resume: bool | Path = False, say: Say) -> Trained:
     if is_first:
         _note_changes(folder, lock, checkpoint, say)
         write_lock(folder, lock)
+    _use_own_gpu(recipe)
     model = adapted_model(recipe, inputs)
-    inputs.task.check_model(model)
     parameters = model.get_nb_trainable_parameters()
     share = 100 * parameters[0] / parameters[1]
     say(f"training {parameters[0]:,} of {parameters[1]:,} parameters ({share:.2f} %)")
@@ -122,6 +123,7 @@ def _job(recipe: Recipe, inputs: Inputs, model: PeftModel, lock: Lock, checkpoin
         save_adapter=save_adapter,
         load_adapter=load_adapter,
         resume_from=checkpoint,
+        gated=tuple(recipe.gates or ()),
     )
 
 
@@ -189,6 +191,13 @@ def _note_changes(folder: Path, lock: Lock, checkpoint: Path | None, say: Say) -
 
 
 # The model.
+
+
+def _use_own_gpu(recipe: Recipe) -> None:
+    """Quantized weights are loaded onto the current GPU, and stay there: it must be this process's own."""
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is not None and torch.cuda.is_available() and not recipe.training.use_cpu:
+        torch.cuda.set_device(int(rank))
 
 
 def adapted_model(recipe: Recipe, inputs: Inputs) -> PeftModel:

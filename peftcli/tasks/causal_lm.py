@@ -36,6 +36,8 @@ class CausalLM:
         self._tokenizer = tokenizer
         self._loss_on = data.loss_on
         self._packing = data.packing
+        # Flash attention keeps packed rows apart by their positions, in a batch of one only.
+        self._flat = False
         self._prompter = Prompter.of(tokenizer, data.chat_template, data.system_prompt, data.source_prefix)
         self._special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         self._turns = 0
@@ -150,9 +152,12 @@ class CausalLM:
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Right-padded tensors.
 
+        Under flash attention packed rows become one row without padding (B = 1).
         `input_ids`, `labels` (B, T), `attention_mask` (B, T) or, for packed rows, `position_ids` (B, T);
         `kept` (B, K): the positions whose next token is trained; `targets` (B, K): that token, or -100.
         """
+        if self._flat and "position_ids" in rows[0]:
+            rows = [_joined(rows)]
         longest = max(len(row["input_ids"]) for row in rows)
         pad = self._tokenizer.pad_token_id
         batch = {
@@ -186,6 +191,7 @@ class CausalLM:
         if not self._packing:
             return
         base = _base(model)
+        self._flat = "flash" in str(getattr(getattr(base, "config", None), "_attn_implementation", ""))
         if "position_ids" not in _parameters(base):
             problem = "takes no position_ids, which say where rows start"
         elif _mixes_packed_rows(model, base):
@@ -210,6 +216,13 @@ class CausalLM:
             "loss": (summed_token_loss(logits.flatten(0, 1), targets.flatten()), count),
             "accuracy": ((logits.argmax(-1) == targets).sum(), count),
         }
+
+
+def _joined(rows: Sequence[Row]) -> Row:
+    """Packed rows as one: no row's first token is predicted, since another row's last stands before it."""
+    whole = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    whole["labels"][np.cumsum([0, *(len(row["labels"]) for row in rows[:-1])])] = IGNORED
+    return whole
 
 
 def _kept(labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 
 import torch
@@ -36,8 +36,8 @@ def evaluate(
     return _means(totals, accelerator)
 
 
-def check_metric(
-    name: str,
+def check_metrics(
+    wanted: Mapping[str, str],
     *,
     model: nn.Module,
     task: Task,
@@ -45,7 +45,15 @@ def check_metric(
     accelerator: Accelerator,
     settings: Training,
 ) -> None:
-    """Looks at one batch whether an evaluation will have the metric, before hours are spent on training.
+    """Looks at one batch whether an evaluation will have these metrics, before hours are spent on training.
+
+    Args:
+        wanted: the recipe's key that asks for a metric, to the metric's name.
+        model: as for `evaluate`, and so are the others.
+        task: the task.
+        batches: the evaluation's; one is looked at.
+        accelerator: of this process.
+        settings: the recipe's.
 
     Raises:
         RecipeError: with the names that there are.
@@ -53,10 +61,9 @@ def check_metric(
     found = evaluate(
         model, task, [batch for batch, _ in zip(batches, range(1), strict=False)], accelerator, settings
     )
-    if name not in found:
-        raise RecipeError(
-            f"training.metric_for_best_model: there is no {name!r}; {did_you_mean(name, found)}"
-        )
+    for key, name in wanted.items():
+        if name not in found:
+            raise RecipeError(f"{key}: there is no {name!r}; {did_you_mean(name, found)}")
 
 
 def sum_type(device: torch.device) -> torch.dtype:

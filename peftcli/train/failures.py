@@ -28,7 +28,7 @@ class FiniteWatch:
 
     def note(self, step: int, *values: Tensor) -> None:
         """Takes a step's loss and gradient norm."""
-        finite = torch.stack([value.double().isfinite() for value in values]).all()
+        finite = torch.stack([value.isfinite() for value in values]).all()
         self._first = torch.where(finite | (self._first > 0), self._first, step)
         if self._first.device.type == "cpu":
             self.check()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from peftcli.data.example import Row
-from peftcli.errors import RecipeError
+from peftcli.errors import PeftcliError, RecipeError
 from peftcli.recipe.training import Training
 from peftcli.tasks.base import Task
 from peftcli.train.sampler import Deal, DealtBatches, row_order
@@ -27,6 +27,10 @@ class MicroBatch:
 
     tensors: Batch
     idle: bool = False
+
+    def pin_memory(self) -> MicroBatch:
+        """The same in page-locked memory: PyTorch's loader asks batches of classes like this one for it."""
+        return MicroBatch({name: part.pin_memory() for name, part in self.tensors.items()}, self.idle)
 
 
 class MapRows(Protocol):
@@ -90,14 +94,22 @@ class MapFeed:
             yield MicroBatch(batch, self.sampler.idle(micro))
 
 
-class _StreamedBatches(IterableDataset[MicroBatch]):
+class _StreamedBatches(IterableDataset[MicroBatch | PeftcliError]):
     """One epoch of a stream, dealt and collated; picklable, so that a worker process can read ahead."""
 
     def __init__(self, rows: StreamRows, task: Task, deal: Deal, *, drop_last: bool) -> None:
         self.rows, self.task, self.deal, self.drop_last = rows, task, deal, drop_last
         self.epoch = self.start = 0
 
-    def __iter__(self) -> Iterator[MicroBatch]:
+    def __iter__(self) -> Iterator[MicroBatch | PeftcliError]:
+        # An error that a user can mend is handed over as a value: raised in a worker, it would come with a traceback
+        # in its text.
+        try:
+            yield from self._batches()
+        except PeftcliError as error:
+            yield error
+
+    def _batches(self) -> Iterator[MicroBatch]:
         rows = iter(self.rows.rows(self.epoch))
         size = self.deal.global_rows
         skipped = sum(1 for _ in islice(rows, self.start * size))
@@ -118,20 +130,18 @@ class StreamFeed:
     def __init__(self, rows: StreamRows, task: Task, settings: Training, deal: Deal, *, pin: bool) -> None:
         if settings.max_steps <= 0:
             raise RecipeError("a streamed data set has no known end; set training.max_steps")
-        if settings.dataloader_num_workers > 1:
-            raise RecipeError(
-                "training.dataloader_num_workers: a stream is read by one process; set it to 0 or 1, or "
-                "data.streaming to false"
-            )
         self.dataset = _StreamedBatches(rows, task, deal, drop_last=settings.dataloader_drop_last)
-        self.loader: DataLoader[MicroBatch] = DataLoader(
+        self.loader: DataLoader[MicroBatch | PeftcliError] = DataLoader(
             self.dataset, batch_size=None, pin_memory=pin, **_worker_options(settings, persistent=False)
         )
 
     def epoch(self, epoch: int, start: int) -> Iterator[MicroBatch]:
         """The micro-batches of an epoch; the rows of the first `start` are read and passed over."""
         self.dataset.epoch, self.dataset.start = epoch, start
-        return iter(self.loader)
+        for batch in self.loader:
+            if isinstance(batch, PeftcliError):
+                raise batch
+            yield batch
 
 
 def train_feed(rows: MapRows | StreamRows, task: Task, settings: Training, deal: Deal, *, pin: bool) -> Feed:
@@ -209,6 +219,5 @@ def _worker_options(settings: Training, *, persistent: bool) -> dict[str, Any]:
         "persistent_workers": persistent,
         "prefetch_factor": settings.dataloader_prefetch_factor,
         "multiprocessing_context": settings.dataloader_multiprocessing_context,
-        "in_order": settings.dataloader_in_order,
         "generator": torch.Generator().manual_seed(settings.seed),
     }

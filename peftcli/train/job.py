@@ -28,6 +28,7 @@ class Job:
         save_adapter: writes the adapter, and what inference needs beside it, to a folder.
         load_adapter: reads the adapter's weights from such a folder into `model`.
         resume_from: the checkpoint to go on from.
+        gated: metrics that will be asked for at the end, as `eval_…`: a name that is not evaluated is said at once.
         console: where to say what happens.
     """
 
@@ -40,6 +41,7 @@ class Job:
     save_adapter: Callable[[Path], None]
     load_adapter: Callable[[Path], None]
     resume_from: Path | None = None
+    gated: tuple[str, ...] = ()
     console: Console = field(default_factory=lambda: Console(stderr=True))
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from peftcli.errors import DataError, Interrupted, RecipeError
 from peftcli.recipe.names import METRIC_SCHEDULERS
 from peftcli.recipe.training import Training
-from peftcli.train.evaluate import check_metric, evaluate
+from peftcli.train.evaluate import check_metrics, evaluate
 from peftcli.train.failures import FiniteWatch, diverged, memory_errors
 from peftcli.train.feed import (
     Feed,
@@ -115,6 +115,8 @@ def _set_up(job: Job, accelerator: Accelerator) -> Iterator[_Run]:
     total_steps = _total_steps(feed, settings)
     with ExitStack() as stack:
         model = stack.enter_context(trained_model(job.model, accelerator, settings))
+        with accelerator.autocast():
+            job.task.check_model(job.model)
         optimizer = build_optimizer(job.model, settings)
         engine = Engine(
             accelerator=accelerator,
@@ -167,10 +169,15 @@ def _eval_loader(job: Job, accelerator: Accelerator, *, pin: bool) -> DataLoader
         rank=accelerator.process_index,
         pin=pin,
     )
-    name = best_metric_name(settings)
-    if needs_best_metric(settings) and name != "eval_loss":
-        check_metric(
-            name,
+    names = {"metric_for_best_model": best_metric_name(settings)} if needs_best_metric(settings) else {}
+    wanted = {
+        **{f"gates.{name}": name for name in job.gated},
+        **{f"training.{k}": v for k, v in names.items()},
+    }
+    wanted = {key: name for key, name in wanted.items() if name != "eval_loss"}
+    if wanted:
+        check_metrics(
+            wanted,
             model=job.model,
             task=job.task,
             batches=loader,
@@ -301,13 +308,18 @@ def _finish(run: _Run) -> Outcome:
     run.meter.read()
     progress, job = run.progress, run.job
     best = checkpoint_folder(job.output_dir, progress.best_global_step or 0)
-    if job.settings.load_best_model_at_end and best.is_dir():
+    takes_best = job.settings.load_best_model_at_end and best.is_dir()
+    if takes_best:
         job.load_adapter(best)
         run.reporter.terminal.say(
             f"took the weights of the best checkpoint, {best} "
             f"({best_metric_name(job.settings)} {progress.best_metric:.4g})"
         )
-    evaluations = [record for record in progress.log_history if "eval_loss" in record]
+    # What is said at the end is said of the weights that are there.
+    until = progress.best_global_step if takes_best and progress.best_global_step else progress.global_step
+    evaluations = [
+        record for record in progress.log_history if "eval_loss" in record and record["step"] <= until
+    ]
     last = evaluations[-1] if evaluations else {}
     return Outcome(
         global_step=progress.global_step,

@@ -37,11 +37,20 @@ def trained_model(model: nn.Module, accelerator: Accelerator, settings: Training
     if not _is_placed(base):
         model.to(accelerator.device)
     with ExitStack() as stack:
-        stack.enter_context(_activation_checkpointing(base, settings))
+        if settings.fp16:
+            _widen(model)
+        stack.enter_context(_activation_checkpointing(base, settings, accelerator))
         stack.enter_context(_noisy_embeddings(base, settings.neftune_noise_alpha))
         stack.enter_context(_training_mode(model))
         distributed = _distributed(model, accelerator)
         yield TrainedModel(model, distributed, _compiled(distributed or model, settings))
+
+
+def _widen(model: nn.Module) -> None:
+    """Trained weights of half precision (heads and biases of a float16 base) become float32: loss scaling needs it."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype == torch.float16:
+            parameter.data = parameter.data.float()
 
 
 def base_of(model: Any) -> Any:
@@ -89,7 +98,7 @@ def _training_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _activation_checkpointing(base: Any, settings: Training) -> Iterator[None]:
+def _activation_checkpointing(base: Any, settings: Training, accelerator: Accelerator) -> Iterator[None]:
     """Recomputes activations in the backward pass; frozen layers pass gradients on to them."""
     wanted = settings.activation_checkpointing
     wanted = settings.gradient_checkpointing if wanted is None else wanted
@@ -103,6 +112,12 @@ def _activation_checkpointing(base: Any, settings: Training) -> Iterator[None]:
         return
     options = {"use_reentrant": False, **(options or {})}
     layers, offload = options.pop("every_n_layers", 1), options.pop("offload", False)
+    if offload and accelerator.device.type == "cpu":
+        raise RecipeError(
+            "training.activation_checkpointing_kwargs: offload moves activations from an accelerator to the CPU, and "
+            "there is no accelerator; leave it out"
+        )
+    hooked = bool(getattr(base, "_require_grads_hooks", None))
     try:
         base.activation_checkpointing_enable(options, every_n_layers=layers, offload=offload)
     except (AttributeError, ValueError) as problem:
@@ -114,6 +129,9 @@ def _activation_checkpointing(base: Any, settings: Training) -> Iterator[None]:
         yield
     finally:
         base.activation_checkpointing_disable()
+        # Frozen embeddings were hooked to pass gradients on to the layers that are computed anew.
+        if not hooked:
+            base.disable_input_require_grads()
 
 
 @contextmanager

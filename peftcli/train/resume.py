@@ -56,8 +56,7 @@ def resume(job: Job, engine: Engine, terminal: Terminal) -> Progress:
     for name, now in layout.items():
         if (then := progress.layout.get(name)) != now:
             raise RecipeError(
-                f"{job.resume_from} cannot be resumed with other batches: {name} was {then} and is {now}; "
-                "change it back, or train anew"
+                f"{job.resume_from} cannot be resumed so: {name} was {then} and is {now}; change it back, or train anew"
             )
     job.load_adapter(job.resume_from)
     _restore(engine, training, terminal)
@@ -87,7 +86,11 @@ def _restore(engine: Engine, training: dict[str, Any], terminal: Terminal) -> No
 
 
 def _layout(job: Job, processes: int) -> dict[str, Any]:
-    """What decides which rows are in which micro-batch."""
+    """What a resumed run must have as it was.
+
+    It decides which rows are in which micro-batch, or would be put back by the optimizer's and the schedule's saved
+    states without a word.
+    """
     settings, rows = job.settings, job.train_rows
     return {
         "rows": None if isinstance(rows, StreamRows) else len(rows),
@@ -97,5 +100,11 @@ def _layout(job: Job, processes: int) -> dict[str, Any]:
         "dataloader_drop_last": settings.dataloader_drop_last,
         "data_seed": settings.seed if settings.data_seed is None else settings.data_seed,
         "optim": settings.optim,
+        "optim_args": settings.optim_args,
+        "learning_rate": settings.learning_rate,
+        "weight_decay": settings.weight_decay,
+        "adam_beta1": settings.adam_beta1,
+        "adam_beta2": settings.adam_beta2,
+        "adam_epsilon": settings.adam_epsilon,
         "lr_scheduler_type": settings.lr_scheduler_type,
     }

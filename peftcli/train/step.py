@@ -24,13 +24,16 @@ from peftcli.recipe.names import METRIC_SCHEDULERS
 from peftcli.recipe.training import Training
 from peftcli.tasks.base import Task
 from peftcli.train.evaluate import sum_type
-from peftcli.train.failures import FiniteWatch
+from peftcli.train.failures import FiniteWatch, diverged
 from peftcli.train.feed import Batch, MicroBatch
 from peftcli.train.model import TrainedModel
 from peftcli.train.schedule import Scheduler
 from peftcli.train.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
+
+# A loss scale that has been halved down to this has met nothing but gradients that are not finite.
+_LEAST_SCALE = 2.0**-40
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def run_step(engine: Engine, window: Sequence[MicroBatch], number: int) -> Stepp
     # scale.
     scaled = engine.accelerator.scaler is not None
     engine.watch.note(number, sums[0], *([] if scaled else [grad_norm]))
-    if _update(engine) and engine.settings.lr_scheduler_type not in METRIC_SCHEDULERS:
+    if _update(engine, number) and engine.settings.lr_scheduler_type not in METRIC_SCHEDULERS:
         engine.scheduler.step()
     engine.optimizer.zero_grad(set_to_none=True)
     every = engine.settings.torch_empty_cache_steps
@@ -145,11 +148,12 @@ def _scale_gradients(engine: Engine, scale: Tensor) -> Tensor:
     if limit > 0:
         # The small number is PyTorch's clip_grad_norm_'s, so that results are the same as with it.
         scale = scale * (limit / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(gradients, scale.to(norm.dtype))
+    # In the gradients' own type: with another one, CUDA would scale them one by one.
+    torch._foreach_mul_(gradients, scale.to(gradients[0].dtype))
     return norm
 
 
-def _update(engine: Engine) -> bool:
+def _update(engine: Engine, number: int) -> bool:
     """Lets the optimizer make its step; says whether it did (a loss scaler may skip it)."""
     scaler = engine.accelerator.scaler
     if scaler is None:
@@ -158,4 +162,7 @@ def _update(engine: Engine) -> bool:
     before = scaler.get_scale()
     scaler.step(engine.optimizer)
     scaler.update()
-    return bool(scaler.get_scale() >= before)
+    after = scaler.get_scale()
+    if after < _LEAST_SCALE:
+        raise diverged(number, engine.settings)
+    return bool(after >= before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -27,7 +28,8 @@ class StopRequest:
         self.requested = False
         self._alone = processes == 1
         self._votes: Tensor | None = None
-        self._arrived: torch.cuda.Event | None = None
+        # On GPUs: the last two steps' votes, each with the event that says that it has come to the host.
+        self._sent: deque[tuple[Tensor, torch.cuda.Event]] = deque(maxlen=2)
 
     def vote(self, votes: Tensor) -> None:
         """Takes the sum of all processes' flags, on the device, and sends it to the host without waiting."""
@@ -36,17 +38,24 @@ class StopRequest:
         if votes.device.type != "cuda":
             self._votes = votes.cpu()
             return
-        self._votes = torch.empty((), dtype=votes.dtype, pin_memory=True)
-        self._votes.copy_(votes, non_blocking=True)
-        self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # PyTorch's own
-        self._arrived.record()
+        sent = torch.empty((), dtype=votes.dtype, pin_memory=True)
+        sent.copy_(votes, non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # PyTorch's own
+        arrived.record()
+        self._sent.append((sent, arrived))
 
     def agreed(self) -> bool:
-        """Whether all processes stop now."""
+        """Whether all processes stop now.
+
+        On GPUs the vote of the step before counts: this step's is still being computed, and to wait for it would let
+        the GPU run dry.
+        """
         if self._alone:
             return self.requested
-        if self._arrived is not None:
-            self._arrived.synchronize()
+        if len(self._sent) == 2:
+            votes, arrived = self._sent[0]
+            arrived.synchronize()
+            return bool(votes > 0)
         return self._votes is not None and bool(self._votes > 0)
 
     def ask(self, number: int, frame: FrameType | None = None) -> None:  # noqa: ARG002 (a handler)

@@ -27,13 +27,15 @@ from tests.data.writers import (
 )
 
 
-def ready(tokenizer=None, seed=0, model_max_length=None, **data):
+def ready(tokenizer=None, seed=0, model_max_length=None, order_seed=None, shuffle=True, **data):
     recipe = recipe_with(**data)
     task = CausalLM(recipe, tokenizer or merging_tokenizer())
     return prepare(
         recipe.data,
         encode=task.encode,
         seed=seed,
+        order_seed=order_seed,
+        shuffle=shuffle,
         model_max_length=model_max_length,
         formats=task.formats,
         remarks=task.remarks,

@@ -40,6 +40,17 @@ def test_the_order_is_the_seed_s_and_the_epoch_s(tmp_path):
     assert texts(one.rows(0)) != texts(other.rows(0))
 
 
+def test_the_order_follows_data_seed_where_it_is_given_and_the_files_where_it_is_sequential(tmp_path):
+    path = numbered(tmp_path, 50)
+    settings = {"train": {"path": path}, "streaming": True}
+    one, same, other = (
+        ready(**settings, seed=seed, order_seed=order).train for seed, order in ((1, 7), (2, 7), (1, 8))
+    )
+    assert texts(one.rows(0)) == texts(same.rows(0))
+    assert texts(one.rows(0)) != texts(other.rows(0))
+    assert texts(ready(**settings, shuffle=False).train.rows(3)) == [f"a{at}" for at in range(50)]
+
+
 def test_sources_take_turns_by_their_weights(tmp_path):
     sources = [{"path": numbered(tmp_path, 20), "weight": 2.0}, {"path": numbered(tmp_path, 20, "b")}]
     mixed = texts(ready(train=sources, streaming=True).train.rows(0, shuffle=False))

@@ -2,6 +2,8 @@
 
 import pytest
 
+EVALUATED = "training.eval_strategy=epoch"
+
 REFUSED = [
     (["task_type=SEQ_CLS"], "task_type", "SEQ_CLS is not supported yet; supported: CAUSAL_LM"),
     (["data.streaming=true"], "data.streaming", "training.max_steps"),
@@ -14,8 +16,37 @@ REFUSED = [
     (["training.eval_strategy=epoch"], "training.eval_strategy", "set `data.eval`"),
     (["training.eval_on_start=true"], "training.eval_on_start", "set `data.eval`"),
     (["gates.eval_loss=< 1"], "gates", "set `data.eval`"),
-    (["data.eval=0.1", "gates.eval_loss=about 1"], "gates.eval_loss", "must be a comparison with a number"),
-    (["data.eval=0.1", "gates.eval_loss==< 1"], "gates.eval_loss", "must be a comparison with a number"),
+    (["data.eval=0.1", "gates.eval_loss=< 1"], "gates", "needs evaluations"),
+    (
+        [EVALUATED, "data.eval=0.1", "gates.eval_loss=about 1"],
+        "gates.eval_loss",
+        "must be a comparison with a number",
+    ),
+    (
+        ["training.use_cpu=true", "quantization={load_in_4bit: true}"],
+        "training.use_cpu",
+        "needs its accelerator",
+    ),
+    (
+        [
+            "data.streaming=true",
+            "training.max_steps=3",
+            "training.dataloader_num_workers=1",
+            "training.dataloader_persistent_workers=true",
+        ],
+        "training.dataloader_persistent_workers",
+        "starts anew",
+    ),
+    (
+        ["data.streaming=true", "training.max_steps=3", "training.dataloader_num_workers=2"],
+        "training.dataloader_num_workers",
+        "read by one process",
+    ),
+    (
+        [EVALUATED, "data.eval=0.1", "gates.eval_loss==< 1"],
+        "gates.eval_loss",
+        "must be a comparison with a number",
+    ),
     (["training.save_strategy=best"], "training.save_strategy", "needs evaluations"),
     (["training.lr_scheduler_type=greedy"], "training.lr_scheduler_type", "needs evaluations"),
     (["training.load_best_model_at_end=true"], "training.load_best_model_at_end", "needs evaluations"),
@@ -116,7 +147,13 @@ def test_what_does_not_go_together_is_refused_at_the_key_to_change(problems, ove
             "training.load_best_model_at_end=true",
             "training.early_stopping_patience=2",
         ],
-        ["data.eval=0.1", "gates.eval_loss=< 1.2", "gates.eval_accuracy=>= .8", "gates.eval_x=== 1e-3"],
+        [
+            EVALUATED,
+            "data.eval=0.1",
+            "gates.eval_loss=< 1.2",
+            "gates.eval_accuracy=>= .8",
+            "gates.eval_x=== 1e-3",
+        ],
         ["training.dataloader_num_workers=1", "training.dataloader_prefetch_factor=2"],
         ["training.gradient_checkpointing=true", "training.activation_checkpointing=true"],
         ["training.lr_scheduler_type=cosine_with_min_lr", "training.lr_scheduler_kwargs={min_lr: 1e-6}"],

@@ -232,6 +232,29 @@ def test_a_model_that_keeps_packed_rows_apart_is_taken_and_left_as_it_was(make):
     assert model.training
 
 
+def test_under_flash_attention_packed_rows_become_one_row_and_no_row_predicts_another():
+    made = task(packing=True, max_length=16)
+    model = llama()
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.MonkeyPatch.context() as patch:
+        # The probe would run the kernel itself, which only a GPU has.
+        patch.setattr("peftcli.tasks.causal_lm._mixes_packed_rows", lambda *_: False)
+        made.check_model(model)
+    rows = [
+        {name: np.asarray(values, dtype=np.int32) for name, values in row.items()}
+        for row in (
+            {"input_ids": [1, 2, 3], "labels": [1, 2, 3], "position_ids": [0, 1, 2]},
+            {"input_ids": [4, 5], "labels": [4, 5], "position_ids": [0, 1]},
+        )
+    ]
+    batch = made.collate(rows)
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5]]
+    assert batch["labels"].tolist() == [[IGNORED, 2, 3, IGNORED, 5]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
+    assert batch["targets"].tolist() == [[2, 3, 5]]
+    assert "attention_mask" not in batch
+
+
 def test_a_tokenizer_without_offsets_is_refused():
     class Slow:
         is_fast = False

@@ -145,7 +145,6 @@ def test_dataloader_drop_last(tmp_path):
     "dataloader_persistent_workers",
     "dataloader_prefetch_factor",
     "dataloader_multiprocessing_context",
-    "dataloader_in_order",
 )
 def test_dataloader_options_reach_the_loader():
     given = settings(
@@ -153,12 +152,10 @@ def test_dataloader_options_reach_the_loader():
         dataloader_persistent_workers=True,
         dataloader_prefetch_factor=5,
         dataloader_multiprocessing_context="spawn",
-        dataloader_in_order=False,
     )
     loader = MapFeed(rows(8), NextToken(), given, Deal(4), pin=False).loader
     assert (loader.num_workers, loader.persistent_workers, loader.prefetch_factor) == (2, True, 5)
     assert loader.multiprocessing_context.get_start_method() == "spawn"
-    assert not loader.in_order
 
 
 @effect_of("dataloader_pin_memory")

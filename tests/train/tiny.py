@@ -159,6 +159,7 @@ def job(folder: Path, *, model: nn.Module | None = None, **changes: Any) -> Job:
         "train_rows": rows(20),
         "eval_rows": rows(7, seed=2),
         "resume_from": None,
+        "gated": (),
         "console": Console(file=io.StringIO(), width=200),
     }
     for name in list(changes):

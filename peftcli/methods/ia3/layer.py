@@ -86,7 +86,7 @@ class IA3Layer(AdapterLayer):
         return merged
 
     def _product(self, names: Sequence[str]) -> torch.Tensor:
-        scale = self.ia3_l[names[0]]
+        scale: torch.Tensor = self.ia3_l[names[0]]
         for name in names[1:]:
             scale = scale * self.ia3_l[name]
         return scale
