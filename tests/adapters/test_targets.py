@@ -12,8 +12,11 @@ from transformers import (
     AutoModel,
     BertConfig,
     BertForSequenceClassification,
+    CLIPVisionConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
 )
 
 from peftcli.adapters.defaults import BY_ARCHITECTURE
@@ -130,15 +133,92 @@ def test_the_table_of_defaults_is_peft_s():
     assert peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING == BY_ARCHITECTURE
 
 
-@pytest.mark.parametrize(
-    "model_type", ["phi3", "olmo", "distilbert", "mpnet", "starcoder2", "granite", "albert"]
-)
-def test_architectures_that_peft_does_not_know_have_defaults_too(model_type: str):
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+LATENT = {"num_key_value_heads": 2, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "kv_lora_rank": 8}
+
+
+def tiny(model_type: str, **sizes) -> nn.Module:
     with torch.device("meta"):
-        model = AutoModel.from_config(AutoConfig.for_model(model_type, **sizes))
+        return AutoModel.from_config(AutoConfig.for_model(model_type, **SIZES | sizes))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes", "targets"),
+    [
+        ("olmo", {}, ["q_proj", "v_proj"]),
+        ("phi3", {"pad_token_id": 0}, ["qkv_proj"]),
+        ("distilbert", {}, ["q_lin", "v_lin"]),
+        ("mpnet", {}, ["q", "v"]),
+        ("albert", {}, ["query", "value"]),
+        ("modernbert", {}, ["Wqkv"]),
+        ("qwen3_moe", {"num_experts": 4}, ["q_proj", "v_proj"]),
+        ("deepseek_v3", LATENT, ["kv_a_proj_with_mqa", "kv_b_proj", "q_a_proj", "q_b_proj"]),
+        (
+            "qwen3_next",
+            {"num_experts": 4, "layer_types": ["linear_attention", "full_attention"]},
+            ["in_proj_qkvz", "q_proj", "v_proj"],
+        ),
+        ("mamba", {}, ["in_proj"]),
+        ("jamba", {"num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1}, ["q_proj", "v_proj"]),
+        ("squeezebert", {"embedding_size": 16}, ["post_attention.conv1d"]),
+        ("fnet", {"intermediate_size": 32}, ["intermediate.dense"]),
+        ("xlnet", {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 32}, ["layer_1"]),
+    ],
+)
+def test_what_peft_does_not_know_has_its_queries_and_values_adapted_or_else_what_its_blocks_read(
+    model_type: str, sizes: dict, targets: list[str]
+):
+    model = tiny(model_type, **sizes)
     assert model_type not in BY_ARCHITECTURE
-    assert names(model)
+    assert find_targets(model, LoraConfig(), strict=True)[1] == targets
+
+
+def test_of_a_model_that_sees_the_text_part_is_adapted():
+    with torch.device("meta"):
+        vision = CLIPVisionConfig(**SIZES, image_size=28, patch_size=14)
+        model = LlavaForConditionalGeneration(
+            LlavaConfig(vision_config=vision, text_config=LlamaConfig(**SIZES))
+        )
+    sites, targets = find_targets(model, LoraConfig(), strict=True)
+    assert targets == r"model\.language_model\.layers\.\d+\.self_attn\.(q_proj|v_proj)"
+    assert len(sites) == 4
+
+
+def test_the_second_adapter_has_the_same_defaults_as_the_first():
+    model = tiny("olmo")
+    first = names(model)
+    get_peft_model(model, LoraConfig())
+    assert names(model) == first
+
+
+class Block(nn.Module):
+    """Someone's own attention, in a model of their own."""
+
+    def __init__(self, *layers: str) -> None:
+        super().__init__()
+        for name in layers:
+            self.add_module(name, nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("layers", "found"),
+    [
+        (["W_pack", "o_proj"], ["0.W_pack"]),
+        (["wq", "wk", "wv", "wo"], ["0.wq", "0.wv"]),
+        (["to_q", "to_kv", "to_out"], ["0.to_q", "0.to_kv"]),
+        (["linear_qkv", "linear_proj"], ["0.linear_qkv"]),
+        (["quick", "vivid", "values_head"], None),
+    ],
+)
+def test_attention_is_known_by_the_names_of_its_queries_and_values(
+    layers: list[str], found: list[str] | None
+):
+    model = nn.Sequential(Block(*layers))
+    if found is None:
+        with pytest.raises(AdapterError, match="no default for Sequential"):
+            names(model)
+    else:
+        assert names(model) == found
 
 
 def test_a_model_without_attention_must_be_told():
