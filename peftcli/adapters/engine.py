@@ -14,6 +14,7 @@ from peftcli.adapters.base import AdapterLayer, Site
 from peftcli.adapters.config import PeftConfig
 from peftcli.adapters.method import AddOptions, Method
 from peftcli.adapters.saved_modules import ModulesToSaveWrapper
+from peftcli.adapters.state import embedding_layers
 from peftcli.adapters.targets import find_modules_to_save, find_targets
 from peftcli.adapters.walk import walk
 from peftcli.errors import AdapterError, did_you_mean
@@ -81,7 +82,10 @@ class AdaptedModel(nn.Module):
         method: Method = resolve(ENGINES, str(config.peft_type), what="peft_type")()
         options = options or AddOptions()
         whole = find_modules_to_save(self.model, config, heads, strict=strict)
-        sites, config.target_modules = find_targets(self.model, config, strict=strict)  # type: ignore[attr-defined]  # methods that target have it
+        sites, targets = find_targets(
+            self.model, config, strict=strict, takes=lambda site: not method.problem(site, config, self.model)
+        )
+        config.target_modules = targets  # type: ignore[attr-defined]  # methods that target have it
         problems = [problem for site in sites if (problem := method.problem(site, config, self.model))]
         if problems:
             more = f" (and {len(problems) - 1} more modules)" if len(problems) > 1 else ""
@@ -180,9 +184,11 @@ class AdaptedModel(nn.Module):
         adapter_names: Sequence[str] | None = None,
     ) -> nn.Module:
         """The base model with adapters (default: the active ones) in its weights, and nothing else of them."""
+        was_tied = _is_tied(self.model)
         self.merge_adapter(adapter_names, safe_merge)
         model = self._unload(merged=True)
-        _untie(model)
+        if was_tied and not _is_tied(model):
+            _untie(model)
         return model
 
     def unload(self) -> nn.Module:
@@ -302,15 +308,16 @@ def _biases(model: nn.Module, mode: str) -> Iterator[nn.Parameter]:
             yield bias
 
 
+def _is_tied(model: nn.Module) -> bool:
+    """Whether the output head and the input embeddings are one tensor."""
+    embedding, head = (getattr(layer, "weight", None) for layer in embedding_layers(model))
+    return embedding is not None and embedding is head
+
+
 def _untie(model: Any) -> None:
-    """Says in the model's config that its embeddings are no longer tied, where merging made them differ."""
-    config: Any = getattr(model, "config", None)
-    if not getattr(config, "tie_word_embeddings", False) or not hasattr(model, "get_output_embeddings"):
-        return
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    weights = getattr(head, "weight", None), getattr(embedding, "weight", None)
-    if None not in weights and weights[0] is not weights[1]:
-        config.tie_word_embeddings = False
+    """Says in the model's config that its embeddings are no longer tied: merging made them differ."""
+    if getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+        model.config.tie_word_embeddings = False
         warnings.warn(
             "the merged embeddings differ from the output head's, so they are no longer tied "
             "(tie_word_embeddings is now false)",

@@ -63,13 +63,22 @@ def adapter_state(model: nn.Module, adapter_name: str, config: PeftConfig, prefi
     return state
 
 
+def embedding_layers(model: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
+    """The input embeddings and the output head, None where the model has none or does not tell."""
+    return _told(model, "get_input_embeddings"), _told(model, "get_output_embeddings")
+
+
+def _told(model: Any, method: str) -> nn.Module | None:
+    try:
+        layer: nn.Module | None = getattr(model, method)()
+    except (AttributeError, NotImplementedError):  # no model of Transformers, or one that holds several
+        return None
+    return layer
+
+
 def embedding_state(model: nn.Module, prefix: str = "", *, adapted_only: bool) -> dict[str, torch.Tensor]:
     """The whole weights of the input and output embeddings; `adapted_only`: of those that have an adapter."""
-    layers = [
-        getattr(model, name)()
-        for name in ("get_input_embeddings", "get_output_embeddings")
-        if hasattr(model, name)
-    ]
+    layers = [layer for layer in embedding_layers(model) if layer is not None]
     state: dict[str, torch.Tensor] = {}
     for site in walk(model):
         adapted = isinstance(site.module, AdapterLayer)

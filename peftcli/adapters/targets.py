@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -26,7 +26,9 @@ ALL_LINEAR = "all-linear"
 HEADS = ("score", "classifier")
 
 
-def find_targets(model: nn.Module, config: Any, *, strict: bool) -> tuple[list[Site], list[str] | str]:
+def find_targets(
+    model: nn.Module, config: Any, *, strict: bool, takes: Callable[[Site], bool] = lambda _: True
+) -> tuple[list[Site], list[str] | str]:
     """The modules that a config adapts, and `target_modules` as the adapter's file should name them.
 
     Args:
@@ -34,12 +36,13 @@ def find_targets(model: nn.Module, config: Any, *, strict: bool) -> tuple[list[S
         config: a method's config, with PEFT's fields for naming layers.
         strict: whether a name that matches nothing is an error; a warning otherwise (an adapter from elsewhere may
             name more layers than this model has, and its weights tell which it needs).
+        takes: whether the method takes a layer: `all-linear` leaves out those that it does not.
 
     Raises:
         AdapterError: where a name matches nothing, or no module is left.
     """
     sites = list(walk(model))
-    wanted = _wanted(model, sites, config)
+    wanted = _wanted(model, sites, config, takes)
     excluded = _Names(config.exclude_modules)
     saved = _inside(config.modules_to_save or ())
     targets, layers = _Names(wanted), _Layers(config)
@@ -167,7 +170,9 @@ def _inside(names: Sequence[str]) -> re.Pattern[str] | None:
     return re.compile(rf"(^|.*\.)({'|'.join(names)})($|\..*)") if names else None
 
 
-def _wanted(model: nn.Module, sites: list[Site], config: Any) -> list[str] | str:
+def _wanted(
+    model: nn.Module, sites: list[Site], config: Any, takes: Callable[[Site], bool]
+) -> list[str] | str:
     wanted = config.target_modules
     if wanted is None:
         own = getattr(config, "DEFAULT_TARGETS", {})
@@ -180,11 +185,11 @@ def _wanted(model: nn.Module, sites: list[Site], config: Any) -> list[str] | str
                 f"target_modules has no default for {kind}; name the layers, or say all-linear"
             )
     if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
-        return shortest(_all_linear(model, sites, config), [site.name for site in sites])
+        return shortest(_all_linear(model, sites, config, takes), [site.name for site in sites])
     return wanted if isinstance(wanted, str) else sorted(set(wanted))
 
 
-def _all_linear(model: nn.Module, sites: list[Site], config: Any) -> set[str]:
+def _all_linear(model: nn.Module, sites: list[Site], config: Any, takes: Callable[[Site], bool]) -> set[str]:
     """All linear layers but the output head, as in QLoRA (Dettmers et al., 2023, arXiv:2305.14314)."""
     kept_out: set[int] = set()
     if isinstance(model, PreTrainedModel):
@@ -197,7 +202,8 @@ def _all_linear(model: nn.Module, sites: list[Site], config: Any) -> set[str]:
     names = set()
     for site in sites:
         base = site.module.get_base_layer() if isinstance(site.module, AdapterLayer) else site.module
-        if isinstance(base, nn.Linear | Conv1D) and not {id(site.module), id(base)} & kept_out:
+        is_head = bool({id(site.module), id(base)} & kept_out)
+        if isinstance(base, nn.Linear | Conv1D) and not is_head and takes(site):
             names.add(site.name)
     if not names:
         raise AdapterError(

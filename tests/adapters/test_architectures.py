@@ -202,16 +202,6 @@ UNBUILDABLE: dict[str, tuple[str, str]] = {
     "mra": ("without its CUDA kernel its attention is zero", "4 of 4 did not move"),
     "pi0": ("it moves a robot", "'state'"),
 }
-# What fails for a fault of the engine: whoever mends it takes the line out.
-TIED = "merging says that embeddings are untied which never were tied"
-FAULTS: dict[str, str] = {
-    "bigbird_pegasus-BigBirdPegasusForCausalLM": TIED,
-    "cpmant-CpmAntForCausalLM": TIED,
-    "luke-LukeForMaskedLM": TIED,
-    "t5gemma-T5GemmaForConditionalGeneration": TIED,
-    "pp_formulanet-PPFormulaNetForConditionalGeneration": "saving asks for embeddings that the model does not tell",
-}
-
 MAPPINGS = {
     "AutoModelForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     "AutoModelForSeq2SeqLM": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
@@ -367,8 +357,7 @@ def cases(*, left_out: bool) -> list[Any]:
         pytest.param(
             model_type,
             auto,
-            id=(name := f"{model_type}-{kind}"),
-            marks=[pytest.mark.xfail(reason=FAULTS[name])] if name in FAULTS else [],
+            id=f"{model_type}-{kind}",
         )
         for (model_type, kind), auto in ENTRIES.items()
         if (model_type in UNBUILDABLE) is left_out
@@ -393,5 +382,4 @@ def test_what_is_left_out_still_fails_for_its_reason(model_type: str, auto: str,
 def test_no_line_of_the_tables_is_dead():
     known = {model_type for model_type, _ in ENTRIES}
     assert known.issuperset([*UNBUILDABLE, *INPUTS, *IMAGE_TOKENS])
-    assert {"-".join(entry) for entry in ENTRIES}.issuperset(FAULTS)
     assert set(CONFIG_MAPPING).issuperset(CORRECTIONS)

@@ -224,3 +224,14 @@ def test_attention_is_known_by_the_names_of_its_queries_and_values(
 def test_a_model_without_attention_must_be_told():
     with pytest.raises(AdapterError, match="target_modules has no default for Sequential"):
         names(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_all_linear_leaves_out_what_mamba_reads_past_the_module_and_naming_it_is_refused():
+    from transformers import MambaConfig, MambaForCausalLM
+
+    sizes = {"vocab_size": 23, "hidden_size": 8, "num_hidden_layers": 1, "state_size": 4}
+    model = get_peft_model(MambaForCausalLM(MambaConfig(**sizes)), LoraConfig(target_modules="all-linear"))
+    assert model.peft_config["default"].target_modules == ["in_proj", "x_proj"]
+    for name in ("dt_proj", "out_proj"):
+        with pytest.raises(AdapterError, match="read this layer's weight past the adapter"):
+            get_peft_model(MambaForCausalLM(MambaConfig(**sizes)), LoraConfig(target_modules=[name]))

@@ -22,8 +22,7 @@ from peftcli.methods.lora.layer import Linear, LoraLayer
 
 SUPPORTED = "nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d and nn.Embedding"
 # Layers of Mamba that its fused kernels read past the module, so that an adapter on them would not act.
-_MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
-_MAMBA_LAYERS = {"out_proj", "conv1d"}
+_MAMBA_LAYERS = {"out_proj", "conv1d", "dt_proj"}
 
 
 class LoraMethod(Method):
@@ -32,15 +31,14 @@ class LoraMethod(Method):
     prefix = "lora_"
     layer = LoraLayer
 
-    def problem(self, site: Site, config: LoraConfig, model: nn.Module) -> str:
+    def problem(self, site: Site, config: LoraConfig, model: nn.Module) -> str:  # noqa: ARG002  (as others have it)
         """Why this module cannot be adapted, or nothing."""
         if isinstance(site.module, AdapterLayer) and not isinstance(site.module, LoraLayer):
             return f"{site.name} has an adapter of another method"
         base: Any = site.module.get_base_layer() if isinstance(site.module, LoraLayer) else site.module
         if _layer_class(base) is None:
             return f"{site.name} is a {type(base).__name__}; LoRA takes {SUPPORTED}"
-        model_type = getattr(getattr(model, "config", None), "model_type", None)
-        if model_type in _MAMBA and site.child in _MAMBA_LAYERS:
+        if "Mamba" in type(site.parent).__name__ and site.child in _MAMBA_LAYERS:
             return f"{site.name}: Mamba's kernels read this layer's weight past the adapter; leave it out"
         if isinstance(base, nn.Embedding):
             return f"{site.name} is an embedding with max_norm" if base.max_norm is not None else ""
