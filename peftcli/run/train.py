@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,12 @@ from peftcli.recipe.adapter import adapter_config
 from peftcli.recipe.gates import parse_gate
 from peftcli.recipe.schema import Recipe
 from peftcli.run.card import CardFacts, write_card
+from peftcli.run.claim import CURVES, METRICS, begin, check_changes, check_folder, found, held
 from peftcli.run.curves import loss_svg
 from peftcli.run.inputs import Inputs, Say, read_inputs
-from peftcli.run.lock import LOCK_NAME, Lock, make_lock, read_lock, write_lock
+from peftcli.run.lock import Lock, make_lock, write_lock
 from peftcli.train.loop import Job, Outcome
 from peftcli.train.loop import train as run_loop
-from peftcli.train.state import find_checkpoint
-
-METRICS, CURVES = "metrics.jsonl", "loss.svg"
-# Any of these in a folder says that a run has been there.
-MARKS = ("adapter_config.json", LOCK_NAME, METRICS, "checkpoint-*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,25 +80,44 @@ def train(recipe: Recipe, *, resume: bool | Path = False, say: Say) -> Trained:
     is_first = os.environ.get("RANK", "0") == "0"
     say = say if is_first else _nobody
     folder = Path(recipe.training.output_dir)
-    checkpoint = claim_folder(recipe, resume, say) if is_first else _found(folder, resume)
-    inputs = read_inputs(recipe, say=say)
-    for line in inputs.prepared.report.lines():
-        say(line)
-    lock = lock_of(recipe, inputs)
-    if is_first:
-        _note_changes(folder, lock, checkpoint, say)
-        write_lock(folder, lock)
-    _use_own_gpu(recipe)
-    model = adapted_model(recipe, inputs)
-    parameters = model.get_nb_trainable_parameters()
-    share = 100 * parameters[0] / parameters[1]
-    say(f"training {parameters[0]:,} of {parameters[1]:,} parameters ({share:.2f} %)")
-    job = _job(recipe, inputs, model, lock, checkpoint)
-    outcome = run_loop(job)
-    if is_first:
-        job.save_adapter(folder)
-        _write_reports(folder, recipe, inputs, outcome, parameters)
+    checkpoint = check_folder(recipe, resume, say) if is_first else found(folder, resume)
+    with held(folder) if is_first else nullcontext():
+        inputs = read_inputs(recipe, say=say)
+        for line in inputs.prepared.report.lines():
+            say(line)
+        lock = lock_of(recipe, inputs)
+        check_changes(lock, folder, checkpoint, say)
+        _use_own_gpu(recipe)
+        model = adapted_model(recipe, inputs)
+        parameters = model.get_nb_trainable_parameters()
+        share = 100 * parameters[0] / parameters[1]
+        say(f"training {parameters[0]:,} of {parameters[1]:,} parameters ({share:.2f} %)")
+        job = replace(
+            _job(recipe, inputs, model, lock, checkpoint),
+            begin=lambda: begin(folder, lock, checkpoint, say),
+        )
+        with writing_errors(folder):
+            outcome = run_loop(job)
+            if is_first:
+                job.save_adapter(folder)
+                _write_reports(folder, recipe, inputs, outcome, parameters)
     return Trained(folder, outcome, parameters, judge(recipe, outcome), is_first)
+
+
+@contextmanager
+def writing_errors(folder: Path) -> Iterator[None]:
+    """Tells in one line why the run's files cannot be written; what was written whole stays.
+
+    Raises:
+        RecipeError: where the disk is full or does not let us.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RecipeError(
+            f"training.output_dir: {folder} cannot be written: {reason}; make room, and go on with --resume"
+        ) from error
 
 
 def _job(recipe: Recipe, inputs: Inputs, model: PeftModel, lock: Lock, checkpoint: Path | None) -> Job:
@@ -129,65 +145,6 @@ def _job(recipe: Recipe, inputs: Inputs, model: PeftModel, lock: Lock, checkpoin
 
 def _nobody(_: str) -> None:
     """What the other processes say: the first one has said it."""
-
-
-# The folder.
-
-
-def claim_folder(recipe: Recipe, resume: bool | Path, say: Say) -> Path | None:
-    """Makes the run's folder ready and gives the checkpoint to go on from.
-
-    Raises:
-        RecipeError: another run is in it, or the checkpoint to resume from is not there.
-    """
-    folder = Path(recipe.training.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise RecipeError(f"training.output_dir: {folder} is a file; name a folder")
-    earlier = sorted(path for mark in MARKS for path in folder.glob(mark))
-    if resume:
-        return _resumed(folder, resume, say)
-    if earlier and not recipe.training.overwrite_output_dir:
-        raise RecipeError(
-            f"training.output_dir: {folder} already holds a run ({earlier[0].name}); go on with it by --resume, "
-            "replace it by --set training.overwrite_output_dir=true, or name another folder"
-        )
-    for path in earlier:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RecipeError(f"training.output_dir: {folder} cannot be made: {error.strerror}") from error
-    return None
-
-
-def _resumed(folder: Path, resume: bool | Path, say: Say) -> Path | None:
-    if isinstance(resume, Path) and not resume.is_dir():
-        near = sorted(path.name for path in folder.glob("checkpoint-*"))
-        raise RecipeError(
-            f"--resume: there is no checkpoint {resume}; {folder} has: {', '.join(near) or 'none'}"
-        )
-    checkpoint = resume if isinstance(resume, Path) else find_checkpoint(folder, say)
-    say(
-        f"resuming from {checkpoint}"
-        if checkpoint
-        else f"{folder} has no whole checkpoint: starting from the start"
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    return checkpoint
-
-
-def _found(folder: Path, resume: bool | Path) -> Path | None:
-    """What the first process has found, for the others."""
-    if isinstance(resume, Path):
-        return resume
-    return find_checkpoint(folder) if resume else None
-
-
-def _note_changes(folder: Path, lock: Lock, checkpoint: Path | None, say: Say) -> None:
-    """Says what a resumed run does differently from the one it goes on with."""
-    older = read_lock(folder) if checkpoint else None
-    for change in lock.changes_since(older) if older else ():
-        say(f"changed since the run began: {change}")
 
 
 # The model.

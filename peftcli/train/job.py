@@ -25,6 +25,7 @@ class Job:
         eval_rows: encoded rows, map-style.
         settings: the recipe's `training`.
         output_dir: for metrics.jsonl and checkpoint-N folders; it must be one folder for all processes.
+        begin: called in the first process when all is ready for the first step, before anything is written.
         save_adapter: writes the adapter, and what inference needs beside it, to a folder.
         load_adapter: reads the adapter's weights from such a folder into `model`.
         resume_from: the checkpoint to go on from.
@@ -40,6 +41,7 @@ class Job:
     output_dir: Path
     save_adapter: Callable[[Path], None]
     load_adapter: Callable[[Path], None]
+    begin: Callable[[], None] = lambda: None
     resume_from: Path | None = None
     gated: tuple[str, ...] = ()
     console: Console = field(default_factory=lambda: Console(stderr=True))

@@ -136,6 +136,7 @@ def _set_up(job: Job, accelerator: Accelerator) -> Iterator[_Run]:
         progress = resume(job, engine, terminal)
         if accelerator.is_main_process:
             job.output_dir.mkdir(parents=True, exist_ok=True)
+            job.begin()
             remove_partial(job.output_dir)
         start_trackers(accelerator, settings)
         metrics = Metrics(job.output_dir, progress.log_history) if accelerator.is_main_process else None

@@ -48,7 +48,8 @@ def training_process(
     AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 (it has no public way)
     accelerator = Accelerator(
         mixed_precision=precision(settings),
-        cpu=settings.use_cpu,
+        # Where there is no accelerator, Accelerate must be told so, or it leaves launched processes alone.
+        cpu=settings.use_cpu or not torch.accelerator.is_available(),
         log_with=trackers or None,
         project_config=ProjectConfiguration(
             str(output_dir), logging_dir=str(output_dir / "runs" / (settings.run_name or ""))
@@ -59,6 +60,12 @@ def training_process(
             GradScalerKwargs(init_scale=loss_scale(tokens_per_step)),
         ],
     )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise RecipeError(
+            f"{launched} processes were launched, but they form a group of {accelerator.num_processes}; launch them by "
+            "`torchrun --nproc-per-node N -m peftcli train …`"
+        )
     with ExitStack() as stack:
         stack.enter_context(_verbosity(log_level(settings, accelerator)))
         stack.enter_context(_tf32(settings.tf32, accelerator.device))
@@ -103,8 +110,10 @@ def ddp_options(settings: Training) -> DistributedDataParallelKwargs:
 
 def group_options(settings: Training) -> InitProcessGroupKwargs:
     """What the process group is formed with."""
+    # One process forms no group, and has no backend for it.
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     return InitProcessGroupKwargs(
-        backend=settings.ddp_backend, timeout=timedelta(seconds=settings.ddp_timeout)
+        backend=None if alone else settings.ddp_backend, timeout=timedelta(seconds=settings.ddp_timeout)
     )
 
 

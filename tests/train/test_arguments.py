@@ -17,6 +17,7 @@ from rich.console import Console
 from peftcli.errors import RecipeError
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.training import Training
+from peftcli.run.lock import Lock
 from peftcli.train import step
 from peftcli.train.feed import MapFeed, pins_memory
 from peftcli.train.loop import train
@@ -377,8 +378,9 @@ def test_use_cpu(tmp_path):
     with training_process(settings(), tmp_path) as accelerator:
         assert accelerator.device.type == "cpu"
         assert accelerator.state._cpu
+    there = torch.accelerator.is_available()
     with training_process(Training(output_dir="runs"), tmp_path) as accelerator:
-        assert not accelerator.state._cpu
+        assert accelerator.state._cpu is not there
 
 
 # Seeds.
@@ -669,7 +671,9 @@ def test_ddp_options():
 
 
 @effect_of("ddp_backend", "ddp_timeout")
-def test_process_group_options():
+def test_process_group_options(monkeypatch):
+    assert group_options(settings(ddp_backend="gloo")).backend is None  # one process has no group
+    monkeypatch.setenv("WORLD_SIZE", "2")
     made = group_options(settings(ddp_backend="gloo", ddp_timeout=60))
     assert (made.backend, made.timeout) == ("gloo", dt.timedelta(seconds=60))
 
@@ -679,9 +683,11 @@ def test_process_group_options():
 
 def claim(folder, **changes):
     """Makes the folder of a run ready, as `peftcli train` does."""
-    from peftcli.run.train import claim_folder
+    from peftcli.run.claim import begin, check_folder, held
 
-    return claim_folder(recipe(folder, **changes), resume=False, say=print)
+    check_folder(recipe(folder, **changes), resume=False, say=print)
+    with held(folder):
+        begin(folder, Lock({}, {}, {}, {}), None, print)
 
 
 def recipe(folder, **changes):
@@ -697,7 +703,7 @@ def recipe(folder, **changes):
 @effect_of("output_dir")
 def test_output_dir(tmp_path):
     claim(tmp_path / "a" / "run")
-    assert (tmp_path / "a" / "run").is_dir()
+    assert [path.name for path in (tmp_path / "a" / "run").iterdir()] == ["recipe.lock.yaml"]
 
 
 @effect_of("overwrite_output_dir")
@@ -706,7 +712,7 @@ def test_overwrite_output_dir(tmp_path):
     with pytest.raises(RecipeError, match="already holds a run"):
         claim(tmp_path)
     claim(tmp_path, overwrite_output_dir=True)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.lock.yaml"]
 
 
 def test_every_field_has_a_test_of_its_effect():

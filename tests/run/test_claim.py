@@ -1,0 +1,107 @@
+"""Nothing of an earlier run is lost to a mistake, and no two runs write one folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from peftcli.errors import RecipeError
+from peftcli.run.claim import begin, check_changes, held, set_aside
+from peftcli.run.lock import Lock, write_lock
+from peftcli.train.state import find_checkpoint
+from tests.run.test_train import ENVIRONMENT, command, peftcli, project  # noqa: F401  (the fixture)
+from tests.train.tiny import job, train
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flag", "change", "status"),
+    [
+        ("--set=training.overwrite_output_dir=true", "data.train.path=trian.jsonl", 3),
+        ("--set=training.overwrite_output_dir=true", "adapter.target_modules=[q_prj]", 4),
+        ("--set=training.overwrite_output_dir=true", "training.optim_args=nope=3", 2),
+        ("--resume", "adapter.r=8", 2),
+        ("--resume", "training.learning_rate=0.5", 2),
+    ],
+)
+def test_a_start_that_fails_leaves_the_run_before_as_it_was(
+    project: Path,  # noqa: F811
+    flag: str,
+    change: str,
+    status: int,
+) -> None:
+    assert peftcli("train", "recipe.yaml", cwd=project).returncode == 0
+    before = content(project / "runs" / "demo")
+    failed = peftcli("train", "recipe.yaml", flag, "--set", change, cwd=project)
+    assert failed.returncode == status, failed.stderr
+    assert content(project / "runs" / "demo") == before
+
+
+@pytest.mark.slow
+def test_a_start_that_failed_does_not_stand_in_the_way_of_the_next(project: Path) -> None:  # noqa: F811
+    failed = peftcli("train", "recipe.yaml", "--set", "adapter.target_modules=[q_prj]", cwd=project)
+    assert failed.returncode == 4
+    assert not (project / "runs" / "demo").exists()
+    assert peftcli("train", "recipe.yaml", cwd=project).returncode == 0
+
+
+@pytest.mark.slow
+def test_the_second_of_two_runs_in_one_folder_is_refused(project: Path) -> None:  # noqa: F811
+    with held(project / "runs" / "demo"):
+        refused = peftcli("train", "recipe.yaml", cwd=project)
+    assert refused.returncode == 2
+    assert "another run is writing runs/demo now" in refused.stderr
+    assert peftcli("train", "recipe.yaml", cwd=project).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line(project: Path) -> None:  # noqa: F811
+    limited = f"ulimit -f 16; exec {' '.join(command('train', 'recipe.yaml'))}"
+    done = subprocess.run(
+        ["bash", "-c", limited], capture_output=True, encoding="utf-8", cwd=project, env=ENVIRONMENT
+    )
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert (done.returncode, len(errors)) == (2, 1), done.stderr
+    assert "runs/demo cannot be written: " in errors[0]
+
+
+def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
+    code = "import os, sys; from pathlib import Path; from peftcli.run.claim import held\n"
+    code += f"with held(Path({str(tmp_path / 'run')!r})): os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=False).returncode == 9
+    with held(tmp_path / "run"):
+        pass
+
+
+def test_checkpoints_of_a_branch_that_is_left_are_set_aside_and_not_resumed(tmp_path: Path) -> None:
+    train(job(tmp_path, save_strategy="steps", save_steps=2, max_steps=6))
+    said: list[str] = []
+    set_aside(tmp_path, tmp_path / "checkpoint-2", said.append)
+    assert find_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    assert sorted(path.name for path in tmp_path.glob("abandoned-*")) == [
+        "abandoned-checkpoint-4",
+        "abandoned-checkpoint-6",
+    ]
+    assert len(said) == 2
+
+
+def test_another_adapter_or_base_is_no_resumption_and_other_changes_are_said(tmp_path: Path) -> None:
+    def lock(**recipe: object) -> Lock:
+        return Lock({"adapter": {"r": 4}, **recipe}, {"fingerprint": "x"}, {}, {})
+
+    begin(tmp_path, lock(), None, print)
+    write_lock(tmp_path, lock())
+    with pytest.raises(RecipeError, match=r"recipe\.adapter\.r: 8, was 4; change it back"):
+        check_changes(lock(adapter={"r": 8}), tmp_path, tmp_path, print)
+    said: list[str] = []
+    check_changes(lock(seed=3), tmp_path, tmp_path, said.append)
+    assert said == ["changed since the run began: recipe.seed: 3, was not set"]
