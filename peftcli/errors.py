@@ -5,7 +5,8 @@
     ├── DataError                    3   rows that cannot be read, encoded or trained on
     ├── ModelError                   4   a base model that cannot be had, or is not the one meant
     │   └── AdapterError             4   an adapter's config or weights (also a ValueError, as in PEFT)
-    │       └── AdapterConfigError   4   fields of an adapter config, each with its name
+    │       ├── AdapterConfigError   4   fields of an adapter config, each with its name
+    │       └── NoMatchingPeftModuleError 4  a config that names no module of the model
     ├── DivergedError                5   the loss became NaN or infinite
     ├── GateError                    6   a quality gate of the recipe failed
     ├── MemoryLimitError             7   out of memory
@@ -86,6 +87,18 @@ class AdapterConfigError(AdapterError):
     def __init__(self, fields: Sequence[tuple[str, str]], *, where: str = "") -> None:
         self.fields = tuple(fields)
         super().__init__("; ".join(f"{name}: {message}" for name, message in self.fields), where=where)
+
+
+class NoMatchingPeftModuleError(AdapterError):
+    """A config whose targets name no module of the model; PEFT's name, as people's code catches it."""
+
+
+# PEFT's name for what is wrong with an adapter.
+PeftError = AdapterError
+
+
+class PeftWarning(UserWarning):
+    """Something about an adapter that is probably not meant."""
 
 
 class DivergedError(PeftcliError):

@@ -10,13 +10,35 @@ from peftcli.errors import RecipeError, did_you_mean
 # peft_type -> the method's config dataclass (imports no torch). Its `method` field names the rest.
 METHODS = {
     "LORA": "peftcli.methods.lora.config:LoraConfig",
+    "ADALORA": "peftcli.methods.adalora.config:AdaLoraConfig",
     "IA3": "peftcli.methods.ia3.config:IA3Config",
+    "OFT": "peftcli.methods.oft.config:OFTConfig",
+    "BOFT": "peftcli.methods.boft.config:BOFTConfig",
+    "LN_TUNING": "peftcli.methods.ln_tuning.config:LNTuningConfig",
+    "HRA": "peftcli.methods.hra.config:HRAConfig",
+    "SHIRA": "peftcli.methods.shira.config:ShiraConfig",
+    "PROMPT_TUNING": "peftcli.methods.prompt_tuning.config:PromptTuningConfig",
+    "P_TUNING": "peftcli.methods.p_tuning.config:PromptEncoderConfig",
+    "PREFIX_TUNING": "peftcli.methods.prefix_tuning.config:PrefixTuningConfig",
+    "MULTITASK_PROMPT_TUNING": "peftcli.methods.multitask_prompt_tuning.config:MultitaskPromptTuningConfig",
+    "CPT": "peftcli.methods.cpt.config:CPTConfig",
 }
 
 # peft_type -> the method itself: how it wraps layers (imports torch).
 ENGINES = {
     "LORA": "peftcli.methods.lora.method:LoraMethod",
+    "ADALORA": "peftcli.methods.adalora.method:AdaLoraMethod",
     "IA3": "peftcli.methods.ia3.method:IA3Method",
+    "OFT": "peftcli.methods.oft.method:OFTMethod",
+    "BOFT": "peftcli.methods.boft.method:BOFTMethod",
+    "LN_TUNING": "peftcli.methods.ln_tuning.method:LNTuningMethod",
+    "HRA": "peftcli.methods.hra.method:HRAMethod",
+    "SHIRA": "peftcli.methods.shira.method:ShiraMethod",
+    "PROMPT_TUNING": "peftcli.methods.prompt_tuning.method:PromptTuningMethod",
+    "P_TUNING": "peftcli.methods.p_tuning.method:PTuningMethod",
+    "PREFIX_TUNING": "peftcli.methods.prefix_tuning.method:PrefixTuningMethod",
+    "MULTITASK_PROMPT_TUNING": "peftcli.methods.multitask_prompt_tuning.method:MultitaskPromptTuningMethod",
+    "CPT": "peftcli.methods.cpt.method:CPTMethod",
 }
 
 # task_type -> the task's class.

@@ -36,6 +36,20 @@ class SavedTensor(NamedTuple):
     tensor: torch.Tensor
 
 
+def rows_of(adapter_names: Sequence[str], batch: torch.Tensor) -> dict[str, list[int]]:
+    """The rows of a batch that each adapter has.
+
+    Raises:
+        AdapterError: where there is not one name for each row.
+    """
+    if len(adapter_names) != len(batch):
+        raise AdapterError(f"adapter_names: {len(adapter_names)} names for {len(batch)} rows; give one for each")
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(adapter_names):
+        rows.setdefault(name, []).append(row)
+    return rows
+
+
 class AdapterLayer(nn.Module):
     """One module of the base model with the adapters on it.
 
@@ -45,6 +59,8 @@ class AdapterLayer(nn.Module):
 
     adapter_layer_names: tuple[str, ...] = ()
     other_param_names: tuple[str, ...] = ()
+    # Whether `forward` takes `adapter_names`: an adapter for each row of a batch.
+    takes_adapter_names = False
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -57,7 +73,10 @@ class AdapterLayer(nn.Module):
 
     @abstractmethod
     def merge_tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
-        """What the base layer's parameters become with these adapters in them, by name; at least in float32."""
+        """What the base layer's parameters become with these adapters in them, by name; at least in float32.
+
+        A parameter of a module inside it is named from there: `linear.weight`.
+        """
 
     def get_base_layer(self) -> nn.Module:
         """The module that was there before any adapter."""
@@ -184,9 +203,12 @@ class AdapterLayer(nn.Module):
                 f"merging {', '.join(names)} gives values that are not finite; the adapter is broken"
             )
         for key, tensor in merged.items():
-            original: nn.Parameter = getattr(base, key)
+            owner, child = owner_of(base, key)
+            original: nn.Parameter = getattr(owner, child)
             self._originals[key] = original
-            setattr(base, key, nn.Parameter(tensor.to(original.dtype), requires_grad=original.requires_grad))
+            setattr(
+                owner, child, nn.Parameter(tensor.to(original.dtype), requires_grad=original.requires_grad)
+            )
         self.merged_adapters = [*already, *names]
 
     def unmerge(self) -> None:
@@ -198,9 +220,16 @@ class AdapterLayer(nn.Module):
     def _restore(self) -> None:
         base = self.get_base_layer()
         for key, original in self._originals.items():
-            current = getattr(base, key)
+            owner, child = owner_of(base, key)
+            current = getattr(owner, child)
             if (original.device, original.dtype) != (current.device, current.dtype):  # moved while merged
                 original.data = original.data.to(current)
-            setattr(base, key, original)
+            setattr(owner, child, original)
         self._originals = {}
         self.merged_adapters = []
+
+
+def owner_of(module: nn.Module, key: str) -> tuple[nn.Module, str]:
+    """The module that holds a parameter which is named from `module`, and the parameter's name there."""
+    path, _, child = key.rpartition(".")
+    return module.get_submodule(path), child

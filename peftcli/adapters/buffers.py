@@ -9,20 +9,19 @@ from torch import nn
 
 
 class BufferDict(nn.Module):
-    """A dictionary of buffers. They move and change dtype with the model; in its state dict only if `persistent`."""
+    """A dictionary of buffers, which move and change dtype with the model.
 
-    def __init__(self, *, persistent: bool = False) -> None:
-        super().__init__()
-        self.persistent = persistent
+    They are in no state dict, but for those that were put in by `register_buffer` as persistent.
+    """
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._buffers[name]  # type: ignore[return-value]  # only tensors are put in
 
     def __setitem__(self, name: str, tensor: torch.Tensor) -> None:
-        self.register_buffer(name, tensor, persistent=self.persistent)
+        self.register_buffer(name, tensor, persistent=False)
 
     def __delitem__(self, name: str) -> None:
-        del self._buffers[name]
+        delattr(self, name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._buffers

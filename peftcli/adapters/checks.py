@@ -26,6 +26,18 @@ def rank(value: Any) -> str:
     return "" if 1 <= value <= MAX_RANK else f"must be from 1 to {MAX_RANK}, not {value}"
 
 
+def count(value: Any) -> str:
+    """A whole number from 0 to `MAX_RANK`; 0 stands for what is not set."""
+    return "" if value == 0 and not isinstance(value, bool) else rank(value).replace("from 1", "from 0")
+
+
+def seed(value: Any) -> str:
+    """A whole number that a random generator starts from."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return f"must be a whole number, not {shown(value)}"
+    return "" if 0 <= value < 2**63 else f"must be from 0 to 2**63 - 1, not {value}"
+
+
 def positive(value: Any) -> str:
     """A finite number above 0."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -38,6 +50,11 @@ def probability(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return f"must be a number, not {shown(value)}"
     return "" if 0 <= value < 1 else f"must be at least 0 and below 1, not {value}"
+
+
+def one_of(*choices: str) -> Check:
+    """One of some names."""
+    return lambda value: "" if value in choices else f"{shown(value)} is not one of: {', '.join(choices)}"
 
 
 def text(value: Any) -> str:

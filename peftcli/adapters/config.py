@@ -14,12 +14,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum, StrEnum
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
 
 from peftcli.adapters import checks
 from peftcli.errors import AdapterConfigError, AdapterError, did_you_mean, nearest
 from peftcli.files import write_text
+from peftcli.hub import HubOptions, fetch, upload
 from peftcli.registry import METHODS, resolve
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -149,6 +153,11 @@ class PeftConfig:
         """What is wrong between fields, as (field, message); the message may be empty."""
         return []
 
+    @classmethod
+    def remark(cls, values: Mapping[str, Any]) -> str:  # noqa: ARG003  (most methods have none)
+        """What whoever reads a file with this content should know, or nothing."""
+        return ""
+
     def to_dict(self) -> dict[str, Any]:
         """The content of adapter_config.json: plain JSON values, in sorted order."""
         return {
@@ -162,21 +171,55 @@ class PeftConfig:
         """Writes adapter_config.json into the folder, whole or not at all."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / CONFIG_NAME, json.dumps(self.to_dict(), indent=2) + "\n")
+        write_text(folder / CONFIG_NAME, self._json())
 
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, subfolder: str | None = None) -> PeftConfig:
-        """The config in a local folder, as its method's own class.
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> CommitInfo:
+        """Puts adapter_config.json into a model repository of the Hub.
 
         Raises:
-            AdapterError: where the folder has no adapter_config.json, or one that is not JSON.
-            AdapterConfigError: where a field is wrong or not supported.
+            HubError: where the Hub refuses, or cannot be reached.
         """
-        path = Path(folder, subfolder or "", CONFIG_NAME)
+        return upload(
+            repo_id,
+            {CONFIG_NAME: self._json().encode()},
+            message=commit_message or "Upload config",
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        subfolder: str | None = None,
+        **hub: Unpack[HubOptions],
+    ) -> PeftConfig:
+        """The config in a local folder or a repository of the Hub, as its method's own class.
+
+        Raises:
+            AdapterError: where there is no adapter_config.json, or one that is not JSON.
+            AdapterConfigError: where a field is wrong or not supported.
+            HubError: where the Hub cannot be reached, or asks for a token.
+        """
+        path = fetch(pretrained_model_name_or_path, CONFIG_NAME, subfolder, **hub)
         config = from_dict(read_json(path), where=str(path))
         if not isinstance(config, cls):
             raise AdapterError(f"is a config of {config.peft_type}, not a {cls.__name__}", where=str(path))
         return config
+
+    def _json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
     def _name_problems(cls, values: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -214,6 +257,8 @@ def from_dict(values: Mapping[str, Any], *, where: str = "") -> PeftConfig:
     known = {item.name for item in fields(config)}
     kept = {name: value for name, value in values.items() if name in known}
     problems: list[tuple[str, str]] = []
+    if remark := config.remark(values):
+        warnings.warn(f"{where or CONFIG_NAME}: {remark}", stacklevel=2)
     for name, value in values.items():
         if name in known or (name in config.DEFERRED and value == config.DEFERRED[name]):
             continue

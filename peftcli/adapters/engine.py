@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import copy
+import gc
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from peftcli.adapters.base import AdapterLayer, Site
+from peftcli.adapters.batch import mixed_batch, repeats_of
 from peftcli.adapters.config import PeftConfig
+from peftcli.adapters.meta import to_meta
 from peftcli.adapters.method import AddOptions, Method
-from peftcli.adapters.saved_modules import ModulesToSaveWrapper
+from peftcli.adapters.naming import check_new_name
+from peftcli.adapters.saved_modules import ModulesToSaveWrapper, name_heads, wrap_whole
 from peftcli.adapters.state import embedding_layers
 from peftcli.adapters.targets import find_modules_to_save, find_targets
-from peftcli.adapters.walk import walk
+from peftcli.adapters.walk import stack, walk
 from peftcli.errors import AdapterError, did_you_mean
 from peftcli.registry import ENGINES, resolve
 
@@ -24,34 +31,70 @@ from peftcli.registry import ENGINES, resolve
 class AdaptedModel(nn.Module):
     """A model (`model`, changed in place) with named adapters of one method; what PEFT calls a tuner.
 
+    What only one method can do (its `operations`) is called here as well; all else is looked up in the model.
+
     Attributes:
+        mixed: whether adapters of other methods may join: their layers then lie around one another.
         model: the base model, whose adapted modules are AdapterLayers.
         peft_config: each adapter's config, by name.
         active_adapters: the adapters that take part in `forward`.
         targeted_module_names: the modules that adapters are on.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, mixed: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.mixed = mixed
         self.peft_config: dict[str, PeftConfig] = {}
         self.active_adapters: list[str] = []
         self.targeted_module_names: list[str] = []
         self.disabled = False
         self._methods: dict[str, Method] = {}
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own, with what the active adapters' method adds to its outputs."""
+    def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """The model's own, with what the active adapters' method adds to its outputs.
+
+        With `adapter_names` each row of the batch has the adapter of that name, or with `__base__` none.
+        """
+        if adapter_names is not None:
+            with self._by_row(adapter_names):
+                return self.model(*args, **kwargs)
         outputs = self.model(*args, **kwargs)
         for name in () if self.disabled else self.active_adapters[:1]:
             outputs = self._methods[name].after_forward(self, outputs)
         return outputs
 
+    def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """The model's own; `adapter_names` as in `forward`."""
+        model: Any = self.model
+        if adapter_names is None:
+            return model.generate(*args, **kwargs)
+        with self._by_row(adapter_names, repeats_of(model, kwargs)):
+            return model.generate(*args, **kwargs)
+
+    @classmethod
+    def around(cls, model: nn.Module) -> AdaptedModel:
+        """A tuner for a model into which adapters were injected, or will be."""
+        tuner = cls(model)
+        tuner.peft_config = dict(getattr(model, "peft_config", {}))
+        tuner._methods = {name: _method(config) for name, config in tuner.peft_config.items()}
+        for site in walk(model):
+            if isinstance(site.module, AdapterLayer):
+                tuner.targeted_module_names.append(site.name)
+                tuner.active_adapters = list(site.module.active_adapters)
+        return tuner
+
+    def method_of(self, adapter_name: str) -> Method:
+        """An adapter's method."""
+        self._check_known(adapter_name)
+        return self._methods[adapter_name]
+
     def layers(self) -> Iterator[AdapterLayer | ModulesToSaveWrapper]:
         """All modules that hold adapters."""
         for site in walk(self.model):
-            if isinstance(site.module, AdapterLayer | ModulesToSaveWrapper):
+            if isinstance(site.module, ModulesToSaveWrapper):
                 yield site.module
+            yield from stack(site.module)
 
     def attach(
         self,
@@ -78,8 +121,8 @@ class AdaptedModel(nn.Module):
         """
         self._check_new(adapter_name, config)
         config = copy.deepcopy(config)
-        _name_heads(config, heads)
-        method: Method = resolve(ENGINES, str(config.peft_type), what="peft_type")()
+        name_heads(config, heads)
+        method = _method(config)
         options = options or AddOptions()
         whole = find_modules_to_save(self.model, config, heads, strict=strict)
         sites, targets = find_targets(
@@ -97,9 +140,10 @@ class AdaptedModel(nn.Module):
         if activate:
             self.active_adapters = [adapter_name]
         method.share(self, sites, adapter_name, config, options)
-        for site in sites:
-            self._add(method, site, adapter_name, config, options)
-        self._wrap_whole(whole, adapter_name)
+        with _uncollected():
+            for site in sites:
+                self._add(method, site, adapter_name, config, options)
+        wrap_whole(whole, adapter_name)
         self._train(adapter_name, config, activate)
         known = set(self.targeted_module_names)
         self.targeted_module_names += [site.name for site in sites if site.name not in known]
@@ -134,6 +178,25 @@ class AdaptedModel(nn.Module):
         """What the active adapters' method does after optimizer step `step` (from 1), before gradients are cleared."""
         for name in self.active_adapters[:1]:
             self._methods[name].after_step(self, step, total_steps)
+
+    def penalty(self) -> torch.Tensor | None:
+        """What training adds to the mean loss for the active adapters' method, or nothing."""
+        for name in () if self.disabled else self.active_adapters[:1]:
+            return self._methods[name].penalty(self)
+        return None
+
+    def training_state(self) -> dict[str, Any]:
+        """What a resumed training must have beside the active adapters' files, by adapter."""
+        return {name: self._methods[name].training_state(self, name) for name in self.active_adapters}
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Takes that back."""
+        for name, saved in state.items():
+            self.method_of(name).load_training_state(self, name, saved)
+
+    def fit(self, adapter_name: str, config: PeftConfig) -> None:
+        """Makes an adapter ready for the tensors of a file with this config."""
+        self.method_of(adapter_name).fit(self, adapter_name, config)
 
     def update_and_allocate(self, global_step: int) -> None:
         """PEFT's name for `after_step`."""
@@ -207,20 +270,25 @@ class AdaptedModel(nn.Module):
             del self.model.peft_config
         return self.model
 
+    def _by_row(self, adapter_names: Sequence[str], repeats: int = 1) -> AbstractContextManager[None]:
+        if self.model.training:
+            raise AdapterError("adapter_names: only for inference; call eval() before")
+        return mixed_batch(self.layers(), adapter_names, self.peft_config, repeats=repeats)
+
     def _enable(self, enabled: bool) -> None:
         for layer in self.layers():
             layer.enable_adapters(enabled)
         self.disabled = not enabled
 
     def _check_new(self, adapter_name: str, config: PeftConfig) -> None:
-        if not adapter_name or "." in adapter_name or "/" in adapter_name:
+        check_new_name(adapter_name, self.peft_config)
+        if config.is_prompt_learning:
             raise AdapterError(
-                f"{adapter_name!r} cannot name an adapter; choose a name without dots and slashes"
+                f"{config.peft_type} acts on a model's inputs and not on its layers: it needs a model of its own, made by "
+                "get_peft_model"
             )
-        if adapter_name in self.peft_config:
-            raise AdapterError(f"there is an adapter {adapter_name!r} already; choose another name")
         others = list(self.peft_config.values())
-        if others and others[0].peft_type != config.peft_type:
+        if others and not self.mixed and others[0].peft_type != config.peft_type:
             raise AdapterError(
                 f"the model has adapters of {others[0].peft_type}; one of {config.peft_type} cannot join them"
             )
@@ -240,19 +308,14 @@ class AdaptedModel(nn.Module):
         layer = site.module
         if not isinstance(layer, method.layer):
             layer = method.wrap(site, config, self)
-            layer.train(site.module.training)
-            layer.enable_adapters(not self.disabled)
+            if not site.module.training:  # a new module is in training mode by itself
+                layer.train(mode=False)
+            if self.disabled:
+                layer.enable_adapters(False)
             setattr(site.parent, site.child, layer)
         method.add(layer, site, adapter_name, config, options)
-
-    def _wrap_whole(self, sites: Sequence[Site], adapter_name: str) -> None:
-        for site in sites:
-            wrapper = site.module
-            if not isinstance(wrapper, ModulesToSaveWrapper):
-                wrapper = ModulesToSaveWrapper(site.module)
-                wrapper.train(site.module.training)
-                setattr(site.parent, site.child, wrapper)
-            wrapper.add(adapter_name)
+        if options.low_cpu_mem_usage:
+            to_meta(layer, adapter_name)
 
     def _train(self, adapter_name: str, config: PeftConfig, activate: bool) -> None:
         trained = activate and not config.inference_mode
@@ -260,8 +323,11 @@ class AdaptedModel(nn.Module):
             layer.follow(self.active_adapters)
             layer.set_requires_grad([adapter_name], trained)
         self._train_shared(adapter_name, trained)
-        if trained:
-            for bias in _biases(self.model, getattr(config, "bias", "none")):
+        if trained and (mode := getattr(config, "bias", "none")) != "none":
+            biases = list(_biases(self.model, mode))
+            if not biases:
+                warnings.warn(f"bias: {mode!r} trains nothing, for there is no bias", stacklevel=2)
+            for bias in biases:
                 bias.requires_grad_(True)
 
     def _shared(self, adapter_name: str) -> Iterator[Any]:
@@ -281,16 +347,29 @@ class AdaptedModel(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "model":
+            if name in ("model", "_methods"):
                 raise
+            for method in self._methods.values():
+                if name in method.operations:
+                    return partial(method.operations[name], self)
             return getattr(self.model, name)
 
 
-def _name_heads(config: PeftConfig, heads: Sequence[str]) -> None:
-    """As PEFT writes it: a task's usual heads are in modules_to_save, whether the model has them or not."""
-    if heads and hasattr(config, "modules_to_save"):
-        named = list(config.modules_to_save or ())
-        config.modules_to_save = named + [head for head in heads if head not in named]
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keeps Python's garbage collector from looking, time and again, through thousands of new modules: none is garbage."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _method(config: PeftConfig) -> Method:
+    method: Method = resolve(ENGINES, str(config.peft_type), what="peft_type")()
+    return method
 
 
 def _biases(model: nn.Module, mode: str) -> Iterator[nn.Parameter]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from peftcli.adapters.base import AdapterLayer, SavedTensor, Site
 from peftcli.adapters.weights import is_quantized
+from peftcli.errors import AdapterError
 
 
 class AddOptions(NamedTuple):
@@ -19,21 +23,26 @@ class AddOptions(NamedTuple):
     autocast_adapter_dtype: bool = True
     # False where a file's weights follow: then only what an initialisation does to the base itself is done.
     initialise: bool = True
+    # True: the weights stay on the meta device, without memory, until a file's are put in their place.
+    low_cpu_mem_usage: bool = False
 
 
 class Method(ABC):
     """How one kind of adapter is put on layers. Stateless but for what its adapters share, which stands on the tuner.
 
     The tuner is the engine's AdaptedModel. What all layers of an adapter share is held there, in containers by
-    adapter name (BufferDict or ParameterDict) under the names in `shared`, which are PEFT's.
+    adapter name under the names in `shared`, which are PEFT's. As in PEFT, layers hold the containers, too: by PEFT's
+    parameter names, what is shared belongs to the first layer.
     """
 
     # What the method's parameter names begin with, as PEFT has it.
     prefix: ClassVar[str]
     # The method's layers: another method's adapter on the same module is wrapped around them, not added to them.
     layer: ClassVar[type[AdapterLayer]]
-    # The tuner's containers of what all layers of an adapter share.
-    shared: ClassVar[tuple[str, ...]] = ()
+    # The tuner's containers of what all layers of an adapter share: BufferDicts, or ParameterDicts of what is trained.
+    shared: ClassVar[Mapping[str, type[nn.Module]]] = {}
+    # What only this method's models can do, by PEFT's names; each is called with the tuner.
+    operations: ClassVar[Mapping[str, Callable[..., Any]]] = {}
 
     @abstractmethod
     def problem(self, site: Site, config: Any, model: nn.Module) -> str:
@@ -49,7 +58,7 @@ class Method(ABC):
 
     @abstractmethod
     def wrap(self, site: Site, config: Any, tuner: Any) -> AdapterLayer:
-        """A layer around the site's module, without adapters yet; it may keep the tuner's shared containers."""
+        """A layer around the site's module, without adapters yet."""
 
     @abstractmethod
     def add(
@@ -60,12 +69,12 @@ class Method(ABC):
     def share(  # noqa: B027  (most methods share nothing)
         self, tuner: Any, sites: Sequence[Site], adapter_name: str, config: Any, options: AddOptions
     ) -> None:
-        """Makes what the layers of a new adapter share, on the tuner, before the layers are made."""
+        """Puts what the layers of a new adapter share into the tuner's containers, before there are layers."""
 
     def shared_tensors(self, tuner: Any, adapter_name: str, config: Any) -> Iterator[SavedTensor]:  # noqa: ARG002
         """What an adapter's file holds of what its layers share; keys are within the tuner (`vera_A`)."""
         for name in self.shared:
-            container = getattr(tuner, name, {})
+            container = getattr(tuner, name)
             if adapter_name in container:
                 yield SavedTensor(name, f"{name}.{adapter_name}", container[adapter_name])
 
@@ -73,8 +82,79 @@ class Method(ABC):
         """The model's outputs, with what the method adds to them (AdaLoRA's penalty, to the loss)."""
         return outputs
 
+    def since(
+        self,
+        state: dict[str, torch.Tensor],  # noqa: ARG002  (for methods that can)
+        initial: Mapping[str, torch.Tensor],  # noqa: ARG002
+        config: Any,
+    ) -> tuple[dict[str, torch.Tensor], Any]:
+        """An adapter that does to the untouched base what one that started by changing it does to the changed one.
+
+        Args:
+            state: its tensors, with the keys of its file.
+            initial: those that it had before training.
+            config: its config.
+
+        Returns:
+            The tensors and the config of the new adapter.
+
+        Raises:
+            AdapterError: where the method has no such adapters.
+        """
+        raise AdapterError(f"{config.peft_type} leaves its base as it is; there is nothing to convert")
+
+    def penalty(self, tuner: Any) -> torch.Tensor | None:  # noqa: ARG002
+        """What training adds to the mean loss: a number made of the trained weights; most methods add nothing."""
+        return None
+
+    def swap(
+        self,
+        tuner: Any,  # noqa: ARG002  (for methods that can)
+        adapter_name: str,  # noqa: ARG002
+        state: Mapping[str, torch.Tensor],  # noqa: ARG002
+        config: Any,
+    ) -> None:
+        """Puts another adapter's tensors (keys within the base model) in the place of one's, with no new modules.
+
+        Raises:
+            AdapterError: where it is not an adapter for the same layers, or the method cannot.
+        """
+        raise AdapterError(
+            f"adapters of {config.peft_type} cannot be swapped while they are in use; load another"
+        )
+
     def after_step(self, tuner: Any, step: int, total_steps: int | None = None) -> None:  # noqa: B027
         """What follows an optimizer step, while its gradients are still there."""
+
+    def packed(
+        self,
+        state: dict[str, torch.Tensor],
+        config: Any,  # noqa: ARG002  (for methods that leave something out)
+        prefix: str,  # noqa: ARG002
+    ) -> dict[str, torch.Tensor]:
+        """An adapter's tensors as its file has them; the keys begin with `prefix`."""
+        return state
+
+    def unpacked(
+        self,
+        state: dict[str, torch.Tensor],
+        config: Any,  # noqa: ARG002  (for methods whose files hold something else)
+        prefix: str,  # noqa: ARG002
+    ) -> dict[str, torch.Tensor]:
+        """A file's tensors as the model has them."""
+        return state
+
+    def fit(self, tuner: Any, adapter_name: str, config: Any) -> None:  # noqa: B027
+        """Makes an adapter ready for the tensors of a file with this config, where training shapes adapters."""
+
+    def training_state(self, tuner: Any, adapter_name: str) -> dict[str, Any]:  # noqa: ARG002
+        """What a resumed training must have beside the adapter's file: nested dictionaries and lists of tensors."""
+        return {}
+
+    def load_training_state(  # noqa: B027
+        self, tuner: Any, adapter_name: str, state: Mapping[str, Any]
+    ) -> None:
+        """Takes that back."""
 
 
 class LayerMethod(Method):
@@ -92,6 +172,8 @@ class LayerMethod(Method):
         if self.kind(base) is None:
             takes = ", ".join(dict.fromkeys(kind.__name__ for kind in self.kinds))
             return f"{site.name} is a {type(base).__name__}; {method} takes {takes}"
+        if reads_past(site):
+            return f"{site.name}: Mamba's kernels read this layer's weight past the adapter; leave it out"
         if is_quantized(base) and not self.takes_quantized:
             return f"{site.name} is quantized, which {method} does not take; load the base unquantized"
         return ""
@@ -100,16 +182,31 @@ class LayerMethod(Method):
         """Nothing is to be completed."""
 
     def wrap(self, site: Site, config: Any, tuner: Any) -> AdapterLayer:  # noqa: ARG002  (some methods need them)
-        """A layer of the kind that the module asks for."""
+        """A layer of the kind that the module asks for, with the containers of what layers share."""
         kind = self.kind(bare(site.module))
         assert kind is not None  # `problem` was asked first
-        return kind(site.module)
+        return kind(site.module, *(getattr(tuner, name) for name in self.shared))
 
     def kind(self, base: nn.Module) -> type[AdapterLayer] | None:
         """The layer for a module of the base model."""
         return next((layer for known, layer in self.kinds.items() if isinstance(base, known)), None)
 
 
+def reads_past(site: Site) -> bool:
+    """Whether the model reads the layer's weight itself, as Mamba's fused kernels do: an adapter would not act."""
+    return "Mamba" in type(site.parent).__name__ and site.child in {"out_proj", "conv1d", "dt_proj"}
+
+
 def bare(module: nn.Module) -> nn.Module:
     """The base model's own module, without the adapters that are on it."""
     return module.get_base_layer() if isinstance(module, AdapterLayer) else module
+
+
+def settle_fan_in_fan_out(sites: Sequence[Site], config: Any) -> None:
+    """Sets `fan_in_fan_out` to what the layers are: whether any keeps its weight as (in, out)."""
+    transposed = any(isinstance(bare(site.module), Conv1D) for site in sites)
+    if config.fan_in_fan_out and not transposed:
+        warnings.warn(
+            "fan_in_fan_out has no effect: the adapted layers keep their weight as (out, in)", stacklevel=2
+        )
+    config.fan_in_fan_out = transposed

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
-from peftcli.errors import AdapterError, nearest
+from peftcli.errors import AdapterError, PeftWarning, nearest
+
+
+def check_new_name(adapter_name: str, taken: Container[str]) -> None:
+    """Refuses what cannot name a new adapter: keys and folders hold the name."""
+    if not adapter_name or "." in adapter_name or "/" in adapter_name:
+        raise AdapterError(f"{adapter_name!r} cannot name an adapter; choose a name without dots and slashes")
+    if adapter_name in taken:
+        raise AdapterError(f"there is an adapter {adapter_name!r} already; choose another name")
 
 
 def complain(message: str, *, strict: bool) -> None:
     """An error, or a warning where an adapter made elsewhere is loaded."""
     if strict:
         raise AdapterError(message)
-    warnings.warn(message, stacklevel=3)
+    warnings.warn(message, PeftWarning, stacklevel=3)
 
 
 def similar(name: str, names: Sequence[str]) -> str:

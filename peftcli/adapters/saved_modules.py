@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from peftcli.adapters.base import Site, rows_of
 from peftcli.errors import AdapterError
 
 
@@ -33,6 +34,11 @@ class ModulesToSaveWrapper(nn.Module):
         """PEFT's other name for `active_adapters`."""
         return self._active_adapter
 
+    @property
+    def disable_adapters(self) -> bool:
+        """Whether the original is in use."""
+        return self._disable_adapters
+
     def add(self, adapter_name: str) -> None:
         """Makes an adapter's copy, equal to the original at first."""
         if adapter_name not in self.modules_to_save:
@@ -48,9 +54,19 @@ class ModulesToSaveWrapper(nn.Module):
             return self.original_module
         return self.modules_to_save[self._active_adapter[0]]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The active adapter's copy, or the original."""
-        return self.current()(*args, **kwargs)
+    def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """The active adapter's copy, or the original; with `adapter_names` for each row its adapter's."""
+        if adapter_names is None or self._disable_adapters:
+            return self.current()(*args, **kwargs)
+        batch, *others = args
+        result: Any = None
+        for name, rows in rows_of(adapter_names, batch).items():
+            module = self.modules_to_save[name] if name in self.modules_to_save else self.original_module
+            part = module(batch[rows], *others, **kwargs)
+            if result is None:
+                result = part.new_empty((len(batch), *part.shape[1:]))
+            result[rows] = part
+        return result
 
     def follow(self, active: Sequence[str]) -> None:
         """Takes over which adapter is active, leaving what is trained as it is."""
@@ -104,3 +120,21 @@ class ModulesToSaveWrapper(nn.Module):
             if name in ("original_module", "modules_to_save", "_active_adapter", "_disable_adapters"):
                 raise
             return getattr(self.current(), name)
+
+
+def name_heads(config: Any, heads: Sequence[str]) -> None:
+    """As PEFT writes it: a task's usual heads are in modules_to_save, whether the model has them or not."""
+    if heads and hasattr(config, "modules_to_save"):
+        named = list(config.modules_to_save or ())
+        config.modules_to_save = named + [head for head in heads if head not in named]
+
+
+def wrap_whole(sites: Sequence[Site], adapter_name: str) -> None:
+    """Gives an adapter its own copies of modules."""
+    for site in sites:
+        wrapper = site.module
+        if not isinstance(wrapper, ModulesToSaveWrapper):
+            wrapper = ModulesToSaveWrapper(site.module)
+            wrapper.train(site.module.training)
+            setattr(site.parent, site.child, wrapper)
+        wrapper.add(adapter_name)

@@ -5,6 +5,7 @@ One table serves both ways, so what is saved is what is loaded.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,8 +15,8 @@ from torch import nn
 from peftcli.adapters.base import AdapterLayer
 from peftcli.adapters.config import PeftConfig
 from peftcli.adapters.saved_modules import ModulesToSaveWrapper
-from peftcli.adapters.walk import walk
-from peftcli.errors import AdapterError, nearest
+from peftcli.adapters.walk import stack, walk
+from peftcli.errors import AdapterError, PeftWarning, nearest
 
 # Layers whose whole weight is saved as well where an adapter names them, as PEFT does: they may have been resized.
 EMBEDDINGS = ("embed_tokens", "lm_head")
@@ -50,8 +51,9 @@ def adapter_state(model: nn.Module, adapter_name: str, config: PeftConfig, prefi
     for site in walk(model, repeated=True):
         key = prefix + site.name
         if isinstance(site.module, AdapterLayer):
-            for saved, _, tensor in site.module.adapter_tensors(adapter_name):
-                state.own[f"{key}.{saved}"] = tensor
+            for layer in stack(site.module):
+                for saved, _, tensor in layer.adapter_tensors(adapter_name):
+                    state.own[f"{key}.{saved}"] = tensor
             bias = _bias(site.module.get_base_layer())
             if mode != "none" and bias is not None:
                 state.whole[f"{key}.base_layer.bias"] = bias
@@ -104,8 +106,10 @@ def load_state(
     optional: Mapping[str, torch.Tensor],
     *,
     keep_dtype: bool,
+    assign: bool = False,
+    ignore_mismatched_sizes: bool = False,
     where: str = "",
-) -> None:
+) -> list[str]:
     """Copies a file's tensors into the live ones. All or nothing: every key is checked first.
 
     Args:
@@ -113,7 +117,12 @@ def load_state(
         expected: the live tensors that it must hold.
         optional: live tensors that it may hold.
         keep_dtype: whether adapter weights take the file's dtype; else the file's values are converted.
+        assign: use the file's tensors themselves where they need no conversion, instead of copying them.
+        ignore_mismatched_sizes: leave out tensors of another shape, with a warning.
         where: the file, for messages.
+
+    Returns:
+        The keys that were left out.
 
     Raises:
         AdapterError: for a key that is missing, unknown or misshapen, and for values that are not numbers.
@@ -130,26 +139,28 @@ def load_state(
             f"holds {_list(unknown)}, which this model does not have{_hint(unknown[0], known or list(wanted))}",
             where=where,
         )
+    misfits = [key for key, tensor in state.items() if key in targets and tensor.shape != targets[key].shape]
+    for key in misfits:
+        shapes = f"{list(state[key].shape)} in the file, {list(targets[key].shape)} in the model"
+        message = f"{key} has another shape: {shapes}"
+        if not ignore_mismatched_sizes:
+            raise AdapterError(f"{message}; is it an adapter for this base model?", where=where)
+        warnings.warn(f"{message}; it is left as it is", PeftWarning, stacklevel=2)
     for key, tensor in state.items():
-        if key in targets:
-            _check(key, tensor, targets[key], where)
+        _check(key, tensor, where)
     with torch.no_grad():
-        for key, tensor in state.items():
-            live = targets.get(key)
-            if live is None:
-                continue
-            if keep_dtype and key in expected.own and live.dtype != tensor.dtype:
-                live.data = tensor.to(live.device, copy=True)
+        for key in state.keys() & targets.keys() - set(misfits):
+            live = targets[key]
+            keeps = keep_dtype and key in expected.own and live.is_floating_point()
+            dtype = state[key].dtype if keeps else live.dtype
+            if assign or dtype != live.dtype:
+                live.data = state[key].to(live.device, dtype, copy=not assign)
             else:
-                live.copy_(tensor)
+                live.copy_(state[key])
+    return misfits
 
 
-def _check(key: str, tensor: torch.Tensor, live: torch.Tensor, where: str) -> None:
-    if tensor.shape != live.shape:
-        shapes = f"{list(tensor.shape)} in the file, {list(live.shape)} in the model"
-        raise AdapterError(
-            f"{key} has another shape: {shapes}; is it an adapter for this base model?", where=where
-        )
+def _check(key: str, tensor: torch.Tensor, where: str) -> None:
     if tensor.is_floating_point() and not torch.isfinite(tensor).all():
         raise AdapterError(f"{key} holds values that are not finite; the adapter is broken", where=where)
 

@@ -11,7 +11,7 @@ from peftcli.adapters.config import PeftConfig
 
 
 @dataclass
-class TargetedConfig(PeftConfig):
+class TargetsConfig(PeftConfig):
     """An adapter on layers that are named, and modules that are trained whole beside it."""
 
     target_modules: list[str] | str | None = field(
@@ -21,26 +21,24 @@ class TargetedConfig(PeftConfig):
             "over whole names, or all-linear; default: by architecture"
         },
     )
-    exclude_modules: list[str] | str | None = field(
-        default=None, metadata={"help": "layers not to adapt: names or a regular expression"}
-    )
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "modules to train and save whole, such as a new head"}
     )
 
     # Other default targets than LoRA's, by the base's model_type.
     DEFAULT_TARGETS: ClassVar[Mapping[str, list[str]]] = {}
+    # For a base that is not there: an expression for the names of the classes to adapt; "" for LoRA's way.
+    DEFAULT_CLASSES: ClassVar[str] = ""
     CHECKS: ClassVar[Mapping[str, checks.Check]] = {
         **PeftConfig.CHECKS,
         "target_modules": checks.optional(checks.names_or_expression),
-        "exclude_modules": checks.optional(checks.names_or_expression),
         "modules_to_save": checks.optional(checks.names),
     }
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("target_modules", "exclude_modules", "modules_to_save"):
-            value: Any = getattr(self, name)
+            value: Any = getattr(self, name, None)
             if isinstance(value, set | frozenset | tuple):
                 setattr(self, name, sorted(value))
 
@@ -55,14 +53,28 @@ class TargetedConfig(PeftConfig):
         """As every config's; lists that name a set of modules are sorted."""
         values = super().to_dict()
         for name in ("target_modules", "exclude_modules"):
-            if isinstance(values[name], list):
+            if isinstance(values.get(name), list):
                 values[name] = sorted(set(values[name]))
         return values
 
 
 @dataclass
-class LayeredConfig(TargetedConfig):
-    """An adapter on named layers, of which only some numbers may be meant."""
+class TargetedConfig(TargetsConfig):
+    """As above, and some of the layers that are named may be left out; some of PEFT's configs lack this."""
+
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "layers not to adapt: names or a regular expression"}
+    )
+
+    CHECKS: ClassVar[Mapping[str, checks.Check]] = {
+        **TargetsConfig.CHECKS,
+        "exclude_modules": checks.optional(checks.names_or_expression),
+    }
+
+
+@dataclass
+class LayersConfig(TargetsConfig):
+    """As the first, and only layers of some numbers may be meant."""
 
     layers_to_transform: list[int] | int | None = field(
         default=None, metadata={"help": "adapt only the layers with these numbers"}
@@ -72,7 +84,7 @@ class LayeredConfig(TargetedConfig):
     )
 
     CHECKS: ClassVar[Mapping[str, checks.Check]] = {
-        **TargetedConfig.CHECKS,
+        **TargetsConfig.CHECKS,
         "layers_to_transform": checks.optional(checks.indices),
         "layers_pattern": checks.optional(checks.names_or_expression),
     }
@@ -89,3 +101,10 @@ class LayeredConfig(TargetedConfig):
         elif self.layers_pattern and self.layers_to_transform is None:
             problems.append(("layers_pattern", "needs layers_to_transform beside it"))
         return problems
+
+
+@dataclass
+class LayeredConfig(LayersConfig, TargetedConfig):
+    """Both."""
+
+    CHECKS: ClassVar[Mapping[str, checks.Check]] = {**TargetedConfig.CHECKS, **LayersConfig.CHECKS}

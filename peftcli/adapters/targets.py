@@ -20,7 +20,7 @@ from peftcli.adapters.config import TaskType
 from peftcli.adapters.defaults import default_targets
 from peftcli.adapters.naming import complain, similar, some
 from peftcli.adapters.walk import walk
-from peftcli.errors import AdapterError
+from peftcli.errors import AdapterError, NoMatchingPeftModuleError
 
 ALL_LINEAR = "all-linear"
 HEADS = ("score", "classifier")
@@ -43,7 +43,7 @@ def find_targets(
     """
     sites = list(walk(model))
     wanted = _wanted(model, sites, config, takes)
-    excluded = _Names(config.exclude_modules)
+    excluded = _Names(getattr(config, "exclude_modules", None))
     saved = _inside(config.modules_to_save or ())
     targets, layers = _Names(wanted), _Layers(config)
     found = []
@@ -177,6 +177,8 @@ def _wanted(
     if wanted is None:
         own = getattr(config, "DEFAULT_TARGETS", {})
         wanted = own.get(getattr(getattr(model, "config", None), "model_type", None))
+    if wanted is None and (classes := getattr(config, "DEFAULT_CLASSES", "")):
+        wanted = _of_classes(sites, classes)
     if wanted is None:
         wanted = default_targets(model, ((site.name, site.module) for site in sites))
         if wanted is None:
@@ -187,6 +189,16 @@ def _wanted(
     if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
         return shortest(_all_linear(model, sites, config, takes), [site.name for site in sites])
     return wanted if isinstance(wanted, str) else sorted(set(wanted))
+
+
+def _of_classes(sites: list[Site], classes: str) -> list[str] | str | None:
+    """The modules whose class is named so, as far as there is something to train in them."""
+    names = set()
+    for site in sites:
+        base = site.module.get_base_layer() if isinstance(site.module, AdapterLayer) else site.module
+        if re.search(classes, type(base).__name__) and any(True for _ in base.parameters()):
+            names.add(site.name)
+    return shortest(names, [site.name for site in sites]) if names else None
 
 
 def _all_linear(model: nn.Module, sites: list[Site], config: Any, takes: Callable[[Site], bool]) -> set[str]:
@@ -236,19 +248,23 @@ def _is_matched(entry: str, names: Sequence[str]) -> bool:
 def _explain_nothing(names: list[str], targets: _Names, config: Any) -> None:
     if targets.pattern is not None:
         entry = targets.pattern.pattern
+        if re.fullmatch(r"\w+(\.\w+)*", entry) and _is_matched(entry, names):
+            raise NoMatchingPeftModuleError(
+                f"target_modules: {entry!r} is read as an expression over whole names; for a name write [{entry}]"
+            )
         if not any(targets.pattern.fullmatch(name) for name in names):
-            raise AdapterError(
+            raise NoMatchingPeftModuleError(
                 f"target_modules: the expression {entry!r} matches no whole module name{similar(entry, names)}"
             )
     else:
         for entry in sorted(targets.names):
             if not _is_matched(entry, names):
-                raise AdapterError(f"target_modules: {entry!r} matches no module{similar(entry, names)}")
+                raise NoMatchingPeftModuleError(f"target_modules: {entry!r} matches no module{similar(entry, names)}")
     fields = [
         field
         for field in ("exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern")
         if getattr(config, field, None) not in (None, [])
     ]
-    raise AdapterError(
+    raise NoMatchingPeftModuleError(
         f"no module is left to adapt; {' and '.join(fields)} rule out all that target_modules names"
     )

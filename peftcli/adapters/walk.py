@@ -28,6 +28,13 @@ def walk(model: nn.Module, *, repeated: bool = False) -> Iterator[Site]:
                 stack.append(_children(site.module, f"{site.name}."))
 
 
+def stack(module: nn.Module) -> Iterator[AdapterLayer]:
+    """The adapter layers on one module, outermost first: where methods are mixed, one lies around another."""
+    while isinstance(module, AdapterLayer):
+        yield module
+        module = module.base_layer
+
+
 def _children(parent: nn.Module, prefix: str) -> Iterator[Site]:
     for child, module in list(parent._modules.items()):  # noqa: SLF001  (named_children leaves out repeated ones)
         if module is not None:

@@ -24,6 +24,12 @@ def is_quantized(layer: nn.Module) -> bool:
     return type(getattr(layer, "weight", None)).__name__ in (_FOUR_BIT, _EIGHT_BIT)
 
 
+def quantization_name(layer: nn.Module) -> str | None:
+    """How a layer's weight is quantized, in PEFT's words."""
+    names = {_FOUR_BIT: "bnb 4bit", _EIGHT_BIT: "bnb 8bit"}
+    return names.get(type(getattr(layer, "weight", None)).__name__)
+
+
 def base_weight(layer: nn.Module) -> torch.Tensor:
     """The layer's weight, detached; dequantized where it is quantized."""
     weight: Any = layer.weight
@@ -42,6 +48,13 @@ def base_weight(layer: nn.Module) -> torch.Tensor:
         return rows
     plain: torch.Tensor = weight.detach()
     return plain
+
+
+def exact(weight: torch.Tensor) -> torch.dtype:
+    """The type to merge in, of which half-precision weights are then rounded once: in float32 they would be twice."""
+    if weight.dtype not in HALF:
+        return weight.dtype
+    return torch.float32 if weight.device.type == "mps" else torch.float64
 
 
 def adapter_dtype(layer: nn.Module, *, autocast: bool) -> torch.dtype:

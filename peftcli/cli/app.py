@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Annotated, Any
@@ -85,12 +87,21 @@ def run(arguments: Sequence[str]) -> int:
         # The reader has left (`peftcli recipes | head -1`): what is still buffered must go nowhere, silently.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        say_errors(
+            [f"{error.filename or 'the output'} cannot be written: {error.strerror}; make room for it"]
+        )
+        return 2
     return status
 
 
 def main() -> int:
     """The program `peftcli`."""
     use_utf8()
+    warnings.showwarning = _show_warning
     arguments = sys.argv[1:]
     if not _take_debug(arguments)[1]:
         sys.excepthook = _report_bug
@@ -133,6 +144,12 @@ def _usage(error: TyperException) -> str:
         message, hint = error.format_message(), f"see `{context.command_path} --help`" if context else ""
     message = " ".join(message.split()).rstrip(".")
     return "; ".join(part for part in (message[:1].lower() + message[1:], hint) if part)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """What Python would show with a line of source (`warnings.showwarning` may be replaced, its documentation says)."""
+    if issubclass(category, UserWarning):
+        say(f"warning: {' '.join(str(message).split())}")
 
 
 def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:  # noqa: ARG001

@@ -64,7 +64,7 @@ def generate(
     repetition_penalty: Annotated[
         float | None, typer.Option("--repetition-penalty", help="Above 1: used tokens become less likely.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Makes sampling repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Makes sampling repeatable.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows of --input at once.")] = 8,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON on standard output.")
@@ -112,6 +112,8 @@ def _check_usage(
         raise RecipeError("--output needs --input; other prompts are answered on standard output")
     if output and not output.parent.is_dir():
         raise RecipeError(f"--output: there is no folder {str(output.parent)!r}; make it first")
+    if rows and output and rows.resolve() == output.resolve():
+        raise RecipeError("--output is the file of --input; name another, since it would be overwritten")
     if chat and (raw or as_json):
         raise RecipeError(f"--chat does not go with {'--raw' if raw else '--json'}; leave one of them out")
 
@@ -126,6 +128,10 @@ def _prompts(given: list[str] | None) -> list[str]:
             given = [sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")]
         except UnicodeDecodeError as error:
             raise DataError("is not UTF-8; convert it", where="standard input") from error
+    try:
+        "".join(given).encode()
+    except UnicodeEncodeError:
+        raise DataError("the prompt is not UTF-8; convert it") from None
     if not all(text.strip() for text in given):
         raise DataError("the prompt is empty; give it some text")
     return given

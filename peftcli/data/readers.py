@@ -51,7 +51,7 @@ def read_jsonl(path: Path) -> Iterator[Located]:
         row_number += 1
         where = place(path, row_number, number)
         try:
-            row = json.loads(_decode(line, where))
+            row = json.loads(_decode(line, where).rstrip("\r\n"))
         except (ValueError, RecursionError) as error:
             raise DataError(f"broken JSON: {_json_problem(error)}", where=where) from None
         yield number, _object(row, where)

@@ -83,7 +83,9 @@ class SourceReport:
         """What was cut, dropped and split; empty where nothing was."""
         parts = []
         if self.truncated:
-            parts.append(f"{self.truncated:,} of {self.rows:,} rows cut at max_length")
+            parts.append(
+                f"{self.truncated:,} of {self.rows:,} rows cut at max_length: where they end is not trained"
+            )
         if self.dropped:
             parts.append(f"{self.dropped:,} of {self.rows:,} rows dropped")
         if self.split_rows:

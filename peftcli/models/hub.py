@@ -1,10 +1,11 @@
-"""Model repositories of the Hub: from an id and a revision to one commit, and its errors in one line each."""
+"""Model repositories of the Hub: from an id and a revision to one commit."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from peftcli.errors import HubError, ModelError
+from peftcli.hub import first_line, network_errors
 
 
 def resolve_commit(repo_id: str, revision: str | None = None) -> tuple[str, Path | None]:
@@ -56,18 +57,3 @@ def _cached_snapshot(repo_id: str, revision: str | None, at: str, error: Excepti
             "and the network, or name a local folder or .gguf file"
         ) from error
     return Path(config).parent
-
-
-def network_errors() -> tuple[type[Exception], ...]:
-    """What the Hub's client raises when the network or the Hub fails."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    # The root of the HTTP library's errors is the first base of the client's own: which library that is
-    # (httpx, httpx2) differs between the client's releases.
-    root: type[Exception] = HfHubHTTPError.__bases__[0]
-    return (root, OfflineModeIsEnabled)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error that says something, for a message of one line."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

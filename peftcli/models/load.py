@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.errors import HubError, MemoryLimitError, ModelError, nearest
+from peftcli.hub import first_line, network_errors
 from peftcli.models import gguf, package
 from peftcli.models.bars import bars_on_terminals_only
-from peftcli.models.hub import first_line, network_errors, resolve_commit
+from peftcli.models.hub import resolve_commit
 from peftcli.models.quantize import quantization_config
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 Say = Callable[[str], object]
 
 # A Hub id is a name or two with a slash between them; whatever cannot be one is meant as a path.
+# Files that a tokenizer is made from, in any of Transformers' forms.
+_TOKENIZERS = ("*token*", "vocab*", "*.model", "merges.txt")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -46,6 +49,11 @@ class Base:
     path: str
     revision: str | None
     fingerprint: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the recipe names a folder or a file here, not the Hub or a package."""
+        return self.revision is None and not self.name.startswith(package.SCHEME)
 
 
 def resolve_base(base_model: str, revision: str | None = None, *, say: Say = logger.info) -> Base:
@@ -113,12 +121,16 @@ def load_tokenizer(base: Base, *, trust_remote_code: bool = False, say: Say = lo
     """
     from transformers import AutoTokenizer
 
+    if (folder := Path(base.path)).is_dir() and not any(any(folder.glob(name)) for name in _TOKENIZERS):
+        raise ModelError(f"{base.name!r} has no tokenizer beside the model; put its tokenizer.json there")
     with _one_line_errors(base, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             base.path,
             revision=base.revision or "main",
             trust_remote_code=trust_remote_code,
         )
+    if not len(tokenizer):
+        raise ModelError(f"the tokenizer of {base.name!r} has an empty vocabulary; name a base with its own")
     if tokenizer.pad_token is None:
         stand_in = tokenizer.eos_token or tokenizer.unk_token
         if stand_in is None:
@@ -205,6 +217,11 @@ def _check_folder(folder: Path, name: str) -> None:
         raise ModelError(f"cannot be read as JSON: {error}", where=str(folder / "config.json")) from error
     if not isinstance(config, dict):
         raise ModelError("does not hold a model's configuration", where=str(folder / "config.json"))
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"base_model {name!r} holds an adapter beside the model, which Transformers would apply unasked; move the "
+            "adapter's files elsewhere"
+        )
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         hint = (

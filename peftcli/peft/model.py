@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, Unpack
 
 import torch
 from torch import nn
@@ -14,19 +14,15 @@ from torch import nn
 from peftcli.adapters.config import PeftConfig, TaskType
 from peftcli.adapters.engine import AdaptedModel
 from peftcli.adapters.method import AddOptions
+from peftcli.adapters.prompted import PromptedModel
 from peftcli.errors import AdapterError
-from peftcli.peft.storage import (
-    LoadResult,
-    SaveEmbeddings,
-    get_peft_model_state_dict,
-    load_peft_weights,
-    read_config,
-    save_weights,
-    set_peft_model_state_dict,
-)
+from peftcli.hub import HubOptions
+from peftcli.peft import prompt_forward
+from peftcli.peft.saving import Saved
+from peftcli.peft.storage import LoadResult, load_peft_weights, set_peft_model_state_dict
 
 
-class PeftModel(nn.Module):
+class PeftModel(Saved):
     """A base model with adapters, for any task.
 
     `base_model.model` is the base model, changed in place; what this has not (`config`, `device`, `merge_and_unload`,
@@ -35,6 +31,8 @@ class PeftModel(nn.Module):
 
     # Heads that a task needs, new on most base models: they are trained and saved whole.
     heads: ClassVar[tuple[str, ...]] = ()
+    # Whether adapters of several methods may be in one model.
+    mixed: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -42,189 +40,141 @@ class PeftModel(nn.Module):
         peft_config: PeftConfig,
         adapter_name: str = "default",
         autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
         *,
         options: AddOptions | None = None,
         strict: bool = True,
     ) -> None:
         super().__init__()
-        self.base_model = AdaptedModel(model)
-        self.base_model.attach(
+        prompted = peft_config.is_prompt_learning and not self.mixed
+        self.take_in(PromptedModel(model) if prompted else AdaptedModel(model, mixed=self.mixed))
+        self.tuner.attach(
             adapter_name,
             _with_base(peft_config, model),
             strict=strict,
             heads=self.heads,
-            options=options or AddOptions(autocast_adapter_dtype),
+            options=options or _options(autocast_adapter_dtype, low_cpu_mem_usage),
         )
         # Tools ask a model for its adapters' configs, as PEFT's own models have them.
-        model.peft_config = self.base_model.peft_config  # type: ignore[assignment]  # a plain attribute
+        model.peft_config = self.tuner.peft_config  # type: ignore[assignment]  # a plain attribute
         if getattr(model, "is_activation_checkpointing", False):
             base: Any = model
             base.enable_input_require_grads()
 
-    @property
-    def peft_config(self) -> dict[str, PeftConfig]:
-        """Each adapter's config."""
-        return self.base_model.peft_config
-
-    @property
-    def active_adapters(self) -> list[str]:
-        """The adapters in use."""
-        return self.base_model.active_adapters
-
-    @property
-    def active_adapter(self) -> str:
-        """The adapter in use (the first, where there are several)."""
-        return next(iter(self.active_adapters), "")
-
-    @property
-    def active_peft_config(self) -> PeftConfig:
-        """The config of the adapter in use."""
-        return self.peft_config[self.active_adapter]
-
-    @property
-    def peft_type(self) -> Any:
-        """The method of the model's adapters."""
-        return next(iter(self.peft_config.values())).peft_type
-
-    @property
-    def modules_to_save(self) -> set[str] | None:
-        """All names in the adapters' `modules_to_save`."""
-        names = {
-            name
-            for config in self.peft_config.values()
-            for name in getattr(config, "modules_to_save", None) or ()
-        }
-        return names or None
-
-    @property
-    def generation_config(self) -> Any:
-        """The base model's: setting it on this model must reach the model that generates."""
-        return self.get_base_model().generation_config
-
-    @generation_config.setter
-    def generation_config(self, value: Any) -> None:
-        base: Any = self.get_base_model()
-        base.generation_config = value
-
-    def get_base_model(self) -> nn.Module:
-        """The base model, with the adapters on it."""
-        return self.base_model.model
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's, with the adapters in use."""
-        return self.base_model(*args, **kwargs)
+        tuner = self.tuner
+        if isinstance(tuner, PromptedModel):
+            return prompt_forward.forward(tuner, args, kwargs)
+        return tuner(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's, with the adapters in use."""
-        base: Any = self.get_base_model()
-        return base.generate(*args, **kwargs)
+        tuner = self.tuner
+        if isinstance(tuner, PromptedModel):
+            return prompt_forward.generate(tuner, args, kwargs)
+        return tuner.generate(*args, **kwargs)
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """The base model alone, for as long as the context lasts."""
-        was_disabled = self.base_model.disabled
+        was_disabled = self.tuner.disabled
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if not was_disabled:
-            self.base_model.disable_adapter_layers()
+            self.tuner.disable_adapter_layers()
         try:
             yield
         finally:
             if not was_disabled:
-                self.base_model.enable_adapter_layers()
+                self.tuner.enable_adapter_layers()
                 self._train_only(trained)
 
     def add_adapter(
-        self, adapter_name: str, peft_config: PeftConfig, autocast_adapter_dtype: bool = True
+        self,
+        adapter_name: str,
+        peft_config: PeftConfig,
+        low_cpu_mem_usage: bool = False,
+        autocast_adapter_dtype: bool = True,
     ) -> None:
         """Adds an untrained adapter, which is not active: see `set_adapter`."""
-        self._add(adapter_name, peft_config, AddOptions(autocast_adapter_dtype), strict=True)
+        options = _options(autocast_adapter_dtype, low_cpu_mem_usage)
+        self._add(adapter_name, peft_config, options, strict=True)
 
     def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
         """Uses this adapter, and unless `inference_mode` trains it."""
-        self.base_model.set_adapter(adapter_name, inference_mode)
+        self.tuner.set_adapter(adapter_name, inference_mode)
 
-    def load_adapter(
+    def load_adapter(  # noqa: PLR0917  (PEFT's signature)
         self,
         model_id: str | Path,
         adapter_name: str,
         is_trainable: bool = False,
+        torch_device: str | torch.device | None = None,
         autocast_adapter_dtype: bool = True,
+        ephemeral_gpu_offload: bool = False,
+        low_cpu_mem_usage: bool = False,
+        key_mapping: Mapping[str, str] | None = None,
+        *,
         subfolder: str | None = None,
+        ignore_mismatched_sizes: bool = False,
+        **hub: Unpack[HubOptions],
     ) -> LoadResult:
-        """Adds a trained adapter from a folder, which is not active; or loads weights into one of that name.
+        """Adds a trained adapter, which is not active; or loads weights into one of that name.
+
+        Args:
+            model_id: a folder, or a repository of the Hub.
+            adapter_name: the adapter's name in this model.
+            is_trainable: whether it is trained further; if not, the model is put into evaluation mode.
+            torch_device: where its weights are read to, before they are put beside the base's.
+            autocast_adapter_dtype: whether half-precision weights become float32, which training needs; else they
+                keep the file's dtype.
+            ephemeral_gpu_offload: not supported.
+            low_cpu_mem_usage: use the file's tensors themselves instead of copying them.
+            key_mapping: as for `load_peft_weights`.
+            subfolder: a folder in it.
+            ignore_mismatched_sizes: leave out tensors of another shape, with a warning.
+            **hub: how to fetch from the Hub: `revision`, `token`, `cache_dir`, ….
 
         Raises:
             AdapterError: where its files are broken, or do not fit this model.
+            HubError: where the Hub cannot be reached.
         """
-        folder = Path(model_id, subfolder or "")
-        weights = load_peft_weights(folder)
+        _refuse_offload(ephemeral_gpu_offload)
+        weights = load_peft_weights(model_id, torch_device, key_mapping, subfolder, **hub)
         is_new = adapter_name not in self.peft_config
         if is_new:
-            config = read_config(folder)
+            config = PeftConfig.from_pretrained(model_id, subfolder, **hub)
             config.inference_mode = not is_trainable
-            self._add(
-                adapter_name, config, AddOptions(autocast_adapter_dtype, initialise=False), strict=False
-            )
+            self._add(adapter_name, config, _options(autocast_adapter_dtype, loaded=True), strict=False)
+        else:
+            self.tuner.fit(adapter_name, PeftConfig.from_pretrained(model_id, subfolder, **hub))
         try:
-            result = self._load_weights(
-                weights, adapter_name, folder, keep_dtype=not (is_trainable and autocast_adapter_dtype)
+            result = set_peft_model_state_dict(
+                self,
+                weights,
+                adapter_name,
+                ignore_mismatched_sizes,
+                low_cpu_mem_usage,
+                keep_dtype=not autocast_adapter_dtype,
+                where=str(Path(model_id, subfolder or "")),
             )
         except AdapterError:
             if is_new:
                 self.delete_adapter(adapter_name)
             raise
         if is_trainable:
-            self.base_model.set_requires_grad(adapter_name)
+            self.tuner.set_requires_grad(adapter_name)
         else:
             self.eval()
         return result
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Removes an adapter."""
-        self.base_model.delete_adapter(adapter_name)
+        self.tuner.delete_adapter(adapter_name)
 
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
         """Trains these adapters' weights, or stops training them."""
-        self.base_model.set_requires_grad(adapter_names, requires_grad)
-
-    def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """How many numbers are trained, and how many there are."""
-        trainable = everything = 0
-        for parameter in self.parameters():
-            count = parameter.numel()
-            if type(parameter).__name__ == "Params4bit":  # two numbers in a byte
-                count *= 2 * parameter.element_size()
-            everything += count
-            trainable += count if parameter.requires_grad else 0
-        return trainable, everything
-
-    def print_trainable_parameters(self) -> None:
-        """Prints how many parameters are trained, in PEFT's words."""
-        trainable, everything = self.get_nb_trainable_parameters()
-        share = 100 * trainable / everything
-        print(f"trainable params: {trainable:,d} || all params: {everything:,d} || trainable%: {share:.4f}")
-
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        selected_adapters: Sequence[str] | None = None,
-        save_embedding_layers: SaveEmbeddings = "auto",
-        is_main_process: bool = True,
-    ) -> None:
-        """Writes adapters (default: all) into a folder; one that is not named `default` into a folder in it.
-
-        Raises:
-            AdapterError: where the path is a file, or there is no such adapter.
-        """
-        folder = Path(save_directory)
-        if folder.is_file():
-            raise AdapterError("is a file; name a folder to save the adapter in", where=str(folder))
-        for name in self.peft_config if selected_adapters is None else selected_adapters:
-            state = get_peft_model_state_dict(self, name, save_embedding_layers)
-            if is_main_process:
-                target = folder if name == "default" else folder / name
-                save_weights(target, state)
-                self._saved_config(name).save_pretrained(target)
+        self.tuner.set_requires_grad(adapter_names, requires_grad)
 
     @classmethod
     def from_pretrained(  # noqa: PLR0917  (PEFT's signature)
@@ -235,40 +185,44 @@ class PeftModel(nn.Module):
         is_trainable: bool = False,
         config: PeftConfig | None = None,
         autocast_adapter_dtype: bool = True,
+        ephemeral_gpu_offload: bool = False,
+        low_cpu_mem_usage: bool = False,
+        key_mapping: Mapping[str, str] | None = None,
+        *,
+        torch_device: str | torch.device | None = None,
         subfolder: str | None = None,
+        ignore_mismatched_sizes: bool = False,
+        **hub: Unpack[HubOptions],
     ) -> Self:
-        """A base model with a trained adapter from a folder.
+        """A base model, changed in place, with a trained adapter; see `load_adapter` for the arguments.
 
         Raises:
             AdapterError: where its files are broken, or do not fit the model.
+            HubError: where the Hub cannot be reached.
         """
-        folder = Path(model_id, subfolder or "")
-        weights = load_peft_weights(folder)
-        config = dataclasses.replace(config or read_config(folder), inference_mode=not is_trainable)
-        kind: Any = BY_TASK.get(str(config.task_type), cls)
+        _refuse_offload(ephemeral_gpu_offload)
+        weights = load_peft_weights(model_id, torch_device, key_mapping, subfolder, **hub)
+        config = config or PeftConfig.from_pretrained(model_id, subfolder, **hub)
+        config = dataclasses.replace(config, inference_mode=not is_trainable)
+        kind: Any = cls if cls.mixed else BY_TASK.get(str(config.task_type), cls)
         adapted: Self = kind(
-            model,
-            config,
-            adapter_name,
-            options=AddOptions(autocast_adapter_dtype, initialise=False),
-            strict=False,
+            model, config, adapter_name, options=_options(autocast_adapter_dtype, loaded=True), strict=False
         )
-        adapted._load_weights(
-            weights, adapter_name, folder, keep_dtype=not (is_trainable and autocast_adapter_dtype)
+        set_peft_model_state_dict(
+            adapted,
+            weights,
+            adapter_name,
+            ignore_mismatched_sizes,
+            low_cpu_mem_usage,
+            keep_dtype=not autocast_adapter_dtype,
+            where=str(Path(model_id, subfolder or "")),
         )
         if not is_trainable:
             adapted.eval()
         return adapted
 
-    def _load_weights(
-        self, weights: dict[str, torch.Tensor], adapter_name: str, folder: Path, *, keep_dtype: bool
-    ) -> LoadResult:
-        return set_peft_model_state_dict(
-            self, weights, adapter_name, keep_dtype=keep_dtype, where=str(folder)
-        )
-
     def _add(self, adapter_name: str, config: PeftConfig, options: AddOptions, *, strict: bool) -> None:
-        self.base_model.attach(
+        self.tuner.attach(
             adapter_name,
             _with_base(config, self.get_base_model()),
             activate=False,
@@ -277,27 +231,10 @@ class PeftModel(nn.Module):
             options=options,
         )
 
-    def _saved_config(self, adapter_name: str) -> PeftConfig:
-        """As PEFT writes it: frozen, and with the base's class where the task has none of its own."""
-        config = dataclasses.replace(self.peft_config[adapter_name], inference_mode=True)
-        if config.task_type is None:
-            base = type(self.get_base_model())
-            config.auto_mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
-        return config
-
     def _train_only(self, parameters: list[nn.Parameter]) -> None:
         wanted = {id(parameter) for parameter in parameters}
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in wanted)
-
-    def __getattr__(self, name: str) -> Any:
-        """What this does not have, the base model has."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_model":
-                raise
-            return getattr(self.base_model, name)
 
 
 class PeftModelForCausalLM(PeftModel):
@@ -340,12 +277,20 @@ BY_TASK: dict[str, type[PeftModel]] = {
 }
 
 
-def get_peft_model(
+class PeftMixedModel(PeftModel):
+    """Adapters of several methods in one model, each method's layers around those of the one before."""
+
+    mixed = True
+
+
+def get_peft_model(  # noqa: PLR0917  (PEFT's signature)
     model: nn.Module,
     peft_config: PeftConfig,
     adapter_name: str = "default",
+    mixed: bool = False,
     autocast_adapter_dtype: bool = True,
     revision: str | None = None,
+    low_cpu_mem_usage: bool = False,
 ) -> PeftModel:
     """A model, changed in place, with a new adapter ready to be trained; everything else is frozen.
 
@@ -353,26 +298,28 @@ def get_peft_model(
         model: the base model, usually one of Transformers.
         peft_config: the adapter's config; the model keeps a copy of it.
         adapter_name: its name.
+        mixed: whether adapters of other methods may join it.
         autocast_adapter_dtype: give half-precision bases float32 adapters, which training needs.
         revision: the base model's Hub revision, for adapter_config.json.
+        low_cpu_mem_usage: leave the adapter on the meta device, until weights are loaded into it.
 
     Raises:
         AdapterError: where the config does not fit the model.
     """
     if revision is not None:
         peft_config = dataclasses.replace(peft_config, revision=revision)
-    kind = BY_TASK.get(str(peft_config.task_type), PeftModel)
-    return kind(model, peft_config, adapter_name, autocast_adapter_dtype)
+    kind = PeftMixedModel if mixed else BY_TASK.get(str(peft_config.task_type), PeftModel)
+    return kind(model, peft_config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
 
 
-def inject_adapter_in_model(
-    peft_config: PeftConfig, model: nn.Module, adapter_name: str = "default"
-) -> nn.Module:
-    """The model itself with a new adapter in it, and its config in `model.peft_config`."""
-    adapted = AdaptedModel(model)
-    adapted.attach(adapter_name, peft_config)
-    model.peft_config = adapted.peft_config  # type: ignore[assignment]  # a plain attribute
-    return model
+def _options(autocast: bool, low_cpu_mem_usage: bool = False, *, loaded: bool = False) -> AddOptions:
+    """How a new adapter comes to be; `loaded`: a file's weights follow."""
+    return AddOptions(autocast, not (loaded or low_cpu_mem_usage), low_cpu_mem_usage)
+
+
+def _refuse_offload(ephemeral_gpu_offload: bool) -> None:
+    if ephemeral_gpu_offload:
+        raise AdapterError("ephemeral_gpu_offload is not supported; leave it out")
 
 
 def _with_base(config: PeftConfig, model: nn.Module) -> PeftConfig:

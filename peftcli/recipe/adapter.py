@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from peftcli.errors import AdapterConfigError
+from peftcli.errors import AdapterConfigError, nearest
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.source import Document, kind
 from peftcli.registry import METHODS, resolve
@@ -30,11 +30,10 @@ def adapter_config(recipe: Recipe) -> Any:
 def known_fields(section: Any) -> tuple[list[str], list[str]]:
     """The fields that the `adapter` section may have, and those that are refused with a reason of their own.
 
-    They are those of the section's peft_type, or of the first method where that is not known.
+    They are those of the section's peft_type, or of the method that was probably meant.
     """
     named = section.get("peft_type") if isinstance(section, dict) else None
-    peft_type = named if isinstance(named, str) and named in METHODS else next(iter(METHODS))
-    config = resolve(METHODS, peft_type, what="peft_type")
+    config = resolve(METHODS, _meant(named), what="peft_type")
     names = [field.name for field in dataclasses.fields(config)]
     return [name for name in names if name not in WRITTEN], [*WRITTEN, *config.DEFERRED]
 
@@ -44,20 +43,29 @@ def check_adapter(document: Document, values: dict[str, Any]) -> None:
     peft_type = values.get("peft_type")
     if peft_type is None:
         document.add(("adapter", "peft_type"), f"is missing; supported: {_methods()}")
-        return
-    if not isinstance(peft_type, str) or peft_type not in METHODS:
+    elif not isinstance(peft_type, str) or peft_type not in METHODS:
         shown = f"'{peft_type}'" if isinstance(peft_type, str) else kind(peft_type)
-        document.add(("adapter", "peft_type"), f"{shown} is not supported; supported: {_methods()}")
-        return
+        document.add(("adapter", "peft_type"), f"{shown} is not supported; {_choice(peft_type)}")
     fields = {key: value for key, value in values.items() if key not in {"peft_type", "task_type"}}
     for name in [name for name in fields if name in WRITTEN]:
         document.add(("adapter", name), WRITTEN[name])
         del fields[name]
     try:
-        resolve(METHODS, peft_type, what="peft_type")(**fields)
+        resolve(METHODS, _meant(peft_type), what="peft_type")(**fields)
     except AdapterConfigError as error:
         for name, message in error.fields:
             document.add(("adapter", name), message)
+
+
+def _meant(peft_type: Any) -> str:
+    """The method that is named, or was probably meant: the rest of the section is then checked as its."""
+    close = nearest(str(peft_type).upper(), METHODS, limit=1)
+    return close[0] if close else next(iter(METHODS))
+
+
+def _choice(peft_type: Any) -> str:
+    named = str(peft_type).upper()
+    return f"did you mean '{named}'?" if named in METHODS else f"supported: {_methods()}"
 
 
 def _methods() -> str:

@@ -99,3 +99,14 @@ QUANTIZATION: dict[str, type | tuple[type, ...]] = {
     "bnb_4bit_use_double_quant": bool,
     "bnb_4bit_quant_storage": str,
 }
+
+# The arguments of torch.utils.checkpoint.checkpoint that a recipe can write, and two that Transformers adds.
+CHECKPOINTING = (
+    "use_reentrant",
+    "preserve_rng_state",
+    "determinism_check",
+    "debug",
+    "early_stop",
+    "every_n_layers",
+    "offload",
+)

@@ -68,6 +68,12 @@ def say(errors: list[Any], value: Any) -> str:
     return f"{sentence}; did you mean '{close[0]}'?" if close else sentence
 
 
+def as_source(path: KeyPath, value: Any) -> str:
+    """How a file's name that stands where a source belongs is written."""
+    is_source = path[:2] in {("data", "train"), ("data", "eval")} and len(path) < 4
+    return f"; write a source: {{path: {value}}}" if is_source and isinstance(value, str) and value else ""
+
+
 def described(path: KeyPath) -> str:
     """What a missing key says: its description in the schema, or an example of it."""
     examples: dict[KeyPath, str] = {

@@ -15,7 +15,7 @@ from peftcli.recipe.adapter import check_adapter, known_fields
 from peftcli.recipe.hints import level_of, levels, unknown_key
 from peftcli.recipe.older import modernize
 from peftcli.recipe.overrides import apply_overrides
-from peftcli.recipe.problems import described, say, settle
+from peftcli.recipe.problems import as_source, described, say, settle
 from peftcli.recipe.rules import findings
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.source import Document, KeyPath, read_document
@@ -96,7 +96,8 @@ def _say_errors(document: Document, errors: dict[KeyPath, list[Any]]) -> None:
             ):
                 document.add(path, f"is missing; {described(path)}")
         elif path not in unknown:
-            document.add(path, say(items, _value_at(document.values, path)))
+            value = _value_at(document.values, path)
+            document.add(path, say(items, value) + as_source(path, value))
 
 
 def _value_at(values: Any, path: KeyPath) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 from peftcli.errors import did_you_mean
 from peftcli.recipe.gates import parse_gate
 from peftcli.recipe.names import (
+    CHECKPOINTING,
     METRIC_SCHEDULERS,
     OPTIMIZERS,
     QUANTIZATION,
@@ -224,6 +225,16 @@ def _early_stopping(recipe: Recipe) -> Iterator[Finding]:
         yield ("training", "early_stopping_patience"), "needs `load_best_model_at_end: true`"
 
 
+@_rule("training.loraplus_lr_ratio", "training.loraplus_lr_embedding")
+def _loraplus(recipe: Recipe) -> Iterator[Finding]:
+    training = recipe.training
+    if training.loraplus_lr_embedding is not None and training.loraplus_lr_ratio is None:
+        yield (
+            ("training", "loraplus_lr_embedding"),
+            "does nothing without `loraplus_lr_ratio`; set that too",
+        )
+
+
 @_rule("training.bf16", "training.fp16", "training.bf16_full_eval", "training.fp16_full_eval")
 def _precision(recipe: Recipe) -> Iterator[Finding]:
     training = recipe.training
@@ -263,6 +274,10 @@ def _checkpointing(recipe: Recipe) -> Iterator[Finding]:
         one, other = getattr(training, older), getattr(training, newer)
         if one is not None and other is not None and one != other:
             yield ("training", older), f"the older name of {newer}, which says otherwise; keep {newer}"
+    for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+        for key in getattr(training, name) or {}:
+            if key not in CHECKPOINTING:
+                yield ("training", name, key), f"is no argument of it; {did_you_mean(key, CHECKPOINTING)}"
 
 
 @_rule("training.logging_steps", "training.eval_steps", "training.save_steps", "training.warmup_steps")

@@ -42,7 +42,7 @@ class Source(Strict):
     type: str | None = Field(None, description="the rows' format; guessed from the columns when absent")
     columns: dict[str, str] | None = Field(None, description="the format's column: the file's column")
     weight: float = Field(
-        1.0, gt=0, description="1.0: every row once an epoch; 0.5: half of them; 2.0: each twice"
+        1.0, gt=0, le=10_000, description="1.0: every row once an epoch; 0.5: half of them; 2.0: each twice"
     )
 
 

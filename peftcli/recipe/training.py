@@ -56,6 +56,12 @@ class Training(BaseModel):
     )
     optim: str = Field("adamw_torch_fused", description="a transformers OptimizerNames value")
     optim_args: str | None = Field(None, description="the optimizer's own arguments, as k=v,k=v")
+    loraplus_lr_ratio: float | None = Field(
+        None, gt=0, description="LoRA+, arXiv:2402.12354: how many times faster B is trained than A"
+    )
+    loraplus_lr_embedding: float | None = Field(
+        None, gt=0, description="LoRA+'s learning rate of adapters on embeddings; default: 1e-6"
+    )
     weight_decay: float = Field(0.0, ge=0, description="decoupled decay; never of biases and norms")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of the running mean of gradients")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of the running mean of squared gradients")
@@ -93,8 +99,8 @@ class Training(BaseModel):
     use_cpu: bool = Field(False, description="train on the CPU even where there is an accelerator")
 
     # Seeds.
-    seed: int = Field(42, ge=0, description="seed of initialisation, splits, dropout and order")
-    data_seed: int | None = Field(None, ge=0, description="seed of the data order; default: seed")
+    seed: int = Field(42, ge=0, lt=2**32, description="seed of initialisation, splits, dropout and order")
+    data_seed: int | None = Field(None, ge=0, lt=2**32, description="seed of the data order; default: seed")
     full_determinism: bool = Field(False, description="deterministic kernels, at a cost in speed")
 
     # What is said, when.
@@ -169,8 +175,15 @@ class Training(BaseModel):
     ddp_timeout: int = Field(1800, ge=1, description="seconds")
 
 
-# Names that are not TrainingArguments': peftcli's own (EarlyStoppingCallback's arguments), and an older one.
-OWN = ("overwrite_output_dir", "early_stopping_patience", "early_stopping_threshold")
+# Names that are not TrainingArguments': peftcli's own (arguments of EarlyStoppingCallback and of PEFT's LoRA+), and an
+# older one.
+OWN = (
+    "overwrite_output_dir",
+    "early_stopping_patience",
+    "early_stopping_threshold",
+    "loraplus_lr_ratio",
+    "loraplus_lr_embedding",
+)
 
 # Older names with today's: older.py translates them before the schema sees them. `warmup_ratio` becomes
 # warmup_steps (a value below 1 is a share there), `group_by_length: true` becomes train_sampling_strategy.

@@ -64,6 +64,8 @@ def open_run(folder: Path) -> RunFolder:
 def _require_adapter(folder: Path) -> None:
     if (folder / CONFIG_NAME).is_file():
         return
+    if folder.is_file():
+        raise ModelError(f"{str(folder)!r} is a file; name the folder that it is in: {str(folder.parent)!r}")
     if not folder.is_dir():
         siblings = (entry.name for entry in folder.parent.iterdir()) if folder.parent.is_dir() else ()
         close = nearest(folder.name, siblings, limit=1)
@@ -119,9 +121,12 @@ def _from_lock(folder: Path, lock: Lock, config: dict[str, Any]) -> RunFolder:
     fingerprint = lock.base.get("fingerprint")
     # A base from the Hub is fetched at the very commit that was trained on.
     pinned = fingerprint if fingerprint and _COMMIT.fullmatch(fingerprint) else recipe.get("revision")
+    # A relative path is one from where the run was started.
+    path = lock.base.get("path")
+    named = recipe["base_model"]
     return RunFolder(
         folder=folder,
-        base_model=recipe["base_model"],
+        base_model=path if path and not Path(named).exists() and _is_relative(named) else named,
         revision=pinned,
         task_type=recipe.get("task_type", config.get("task_type")),
         dtype=recipe.get("dtype", "auto"),
@@ -135,6 +140,10 @@ def _from_lock(folder: Path, lock: Lock, config: dict[str, Any]) -> RunFolder:
         columns=_columns(data),
         base_fingerprint=fingerprint,
     )
+
+
+def _is_relative(path: str) -> bool:
+    return not Path(path).expanduser().is_absolute()
 
 
 def _columns(data: dict[str, Any]) -> dict[str, str]:

@@ -202,7 +202,7 @@ def _model(run: RunFolder, base: Base, *, with_adapter: bool) -> Any:
     if with_adapter:
         from peftcli.peft.model import PeftModel
 
-        model = PeftModel.from_pretrained(model, run.folder)
+        model = PeftModel.from_pretrained(model, run.folder, autocast_adapter_dtype=False)
     if run.quantization is None and (device := torch.accelerator.current_accelerator(check_available=True)):
         model = model.to(device)
     return model.eval()

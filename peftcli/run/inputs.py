@@ -48,6 +48,11 @@ def read_inputs(recipe: Recipe, *, say: Say) -> Inputs:
         formats=task.formats,
         remarks=task.remarks,
     )
+    training = recipe.training
+    if prepared.eval is not None and training.eval_strategy == "no" and not training.eval_on_start:
+        prepared.report.warnings.append(
+            f"{len(prepared.eval):,} rows are held out by data.eval and never evaluated: training.eval_strategy is no"
+        )
     return Inputs(base, tokenizer, task, prepared)
 
 

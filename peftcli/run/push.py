@@ -1,7 +1,7 @@
 """`peftcli push`: a run's folder to a model repository of the Hub, in one commit.
 
 What goes up is on a list, by name: whatever else lies in the folder (checkpoints with optimizer state, logs,
-notes) stays where it is. The token is looked at here only to keep it out of every message.
+notes) stays where it is.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftcli.errors import AdapterError, HubError
-from peftcli.models.hub import first_line, network_errors
+from peftcli.errors import AdapterError
+from peftcli.hub import check_name
+from peftcli.hub import upload as upload_files
 from peftcli.run.folder import CONFIG_NAME, open_run
 from peftcli.run.lock import LOCK_NAME
 
@@ -89,40 +90,22 @@ def push(
         ModelError: the folder holds no adapter that can be uploaded.
         HubError: the name or the token is wrong, or the Hub refused or could not be reached.
     """
-    _check_name(repo_id)
+    check_name(repo_id)
     upload = _choose(folder)
     _warn(folder, upload, say)
     if dry_run:
         return Pushed(repo_id, None, None, upload.sizes())
-    from huggingface_hub import CommitOperationAdd, HfApi
-
-    api = HfApi(token=_token())
-    operations = [CommitOperationAdd(name, str(path)) for name, path in upload.files.items()]
-    with _one_line_errors(repo_id, api.token), _bars_on_terminals_only(), _warnings_to(say):
-        repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
-        if private and not api.repo_info(repo_id).private:
-            raise HubError(
-                f"{repo_id} exists and is public; make it private on its page, or leave --private out"
-            )
-        if revision:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        commit = api.create_commit(
-            repo_id, operations, commit_message=message or "Upload an adapter with peftcli", revision=revision
+    with _bars_on_terminals_only(), _warnings_to(say):
+        commit = upload_files(
+            repo_id,
+            upload.files,
+            message=message or "Upload an adapter with peftcli",
+            private=private,
+            revision=revision,
         )
-    url = f"{api.endpoint}/{repo_id}" + (f"/tree/{revision}" if revision else "")
-    return Pushed(repo_id, url, commit.oid, upload.sizes())
-
-
-def _check_name(repo_id: str) -> None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but unlisted
-
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise HubError(
-            f"{repo_id!r} is no repository's name; write ORG/NAME ({first_line(error)})"
-        ) from error
+    page = commit.commit_url.partition("/commit/")[0]
+    full_name = "/".join(page.split("/")[-2:])
+    return Pushed(full_name, page + (f"/tree/{revision}" if revision else ""), commit.oid, upload.sizes())
 
 
 def _choose(folder: Path) -> Upload:
@@ -161,18 +144,6 @@ def _named_base(folder: Path) -> str:
     )
 
 
-def _token() -> str:
-    from huggingface_hub import get_token
-
-    token = get_token()
-    if not token:
-        raise HubError("no token; set HF_TOKEN to one that may write")
-    if not (token.isascii() and token.isprintable()) or " " in token:
-        # Such a token would be shown by the HTTP library's own complaint about it.
-        raise HubError("the token holds characters that no token has; set HF_TOKEN anew")
-    return token
-
-
 @contextmanager
 def _bars_on_terminals_only() -> Iterator[None]:
     from huggingface_hub.utils.tqdm import (
@@ -199,36 +170,3 @@ def _warnings_to(say: Say) -> Iterator[None]:
         yield
     for warning in caught:
         say(f"warning: {' '.join(str(warning.message).split())}")
-
-
-@contextmanager
-def _one_line_errors(repo_id: str, token: Any) -> Iterator[None]:
-    """Turn what the Hub's client raises into one line, without its own text, which may show the token."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        yield
-    except HfHubHTTPError as error:
-        raise HubError(_refusal(repo_id, error, token)) from None
-    except network_errors() as error:
-        raise HubError(_without(token, f"the Hub could not be reached: {first_line(error)}")) from None
-    except (OSError, ValueError, RuntimeError) as error:
-        # RuntimeError: one file's upload failed, for the reason that it was raised from.
-        reason = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-        text = " ".join(str(reason).split())
-        raise HubError(_without(token, f"the upload to {repo_id} failed: {text}")) from None
-
-
-def _refusal(repo_id: str, error: Any, token: str) -> str:
-    status = error.response.status_code
-    said = _without(token, error.server_message or first_line(error))
-    reasons = {
-        401: "the Hub does not accept the token; set HF_TOKEN to a valid one that may write",
-        403: f"the token may not write to {repo_id}; use one that may, or another name ({said})",
-        404: f"there is no {repo_id}, or the token may not see it ({said})",
-    }
-    return reasons.get(status, f"the Hub refused the upload to {repo_id} with status {status}: {said}")
-
-
-def _without(token: str, text: str) -> str:
-    return text.replace(token, "[token]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         _require(self.max_new_tokens >= 1, "--max-new-tokens", "at least 1")
-        _require(self.temperature is None or self.temperature >= 0, "--temperature", "0 (greedy) or more")
+        _require(
+            self.temperature is None or 0 <= self.temperature < math.inf,
+            "--temperature",
+            "0 (greedy) or more",
+        )
         _require(self.top_p is None or 0 < self.top_p <= 1, "--top-p", "above 0 and at most 1")
         _require(self.top_k is None or self.top_k >= 1, "--top-k", "at least 1")
         _require(

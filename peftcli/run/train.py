@@ -17,7 +17,6 @@ from peftcli.errors import GateError, RecipeError
 from peftcli.files import write_text
 from peftcli.models.load import load_model
 from peftcli.peft.model import PeftModel, get_peft_model
-from peftcli.peft.storage import load_peft_weights, set_peft_model_state_dict
 from peftcli.recipe.adapter import adapter_config
 from peftcli.recipe.gates import parse_gate
 from peftcli.recipe.schema import Recipe
@@ -127,7 +126,7 @@ def _job(recipe: Recipe, inputs: Inputs, model: PeftModel, lock: Lock, checkpoin
         write_lock(target, lock)
 
     def load_adapter(source: Path) -> None:
-        set_peft_model_state_dict(model, load_peft_weights(str(source)))
+        model.load_adapter(source, model.active_adapter, is_trainable=True)
 
     return Job(
         model=model,
@@ -182,6 +181,7 @@ def lock_of(recipe: Recipe, inputs: Inputs) -> Lock:
         recipe,
         base={
             "name": inputs.base.name,
+            "path": str(Path(inputs.base.path).resolve()) if inputs.base.is_local else None,
             "revision": inputs.base.revision,
             "fingerprint": inputs.base.fingerprint,
         },

@@ -45,6 +45,7 @@ class CausalLM:
         self._rewritten = 0
         self._plain_instructions = False
         self._needs_eos = False
+        self._largest = -1
 
     @staticmethod
     def auto_class() -> Any:
@@ -116,6 +117,7 @@ class CausalLM:
         elif self._loss_on != "all":
             self._count_turns(ids, trained)
         input_ids = np.asarray(ids, dtype=np.int32)
+        self._largest = max(self._largest, int(input_ids.max(initial=-1)))
         return {"input_ids": input_ids, "labels": np.where(trained, input_ids, np.int32(IGNORED))}
 
     def _count_turns(self, ids: Sequence[int], trained: Sequence[bool]) -> None:
@@ -183,14 +185,19 @@ class CausalLM:
         return batch
 
     def check_model(self, model: nn.Module) -> None:
-        """Refuse packing where packed rows would see one another.
+        """Refuse a vocabulary that is not the tokenizer's, and packing where packed rows would see one another.
 
         Raises:
             ModelError: for a model that takes no positions, or that carries a state from one row to the next.
         """
+        base: Any = _base(model)
+        size = base.get_input_embeddings().num_embeddings
+        if self._largest >= size:
+            raise ModelError(
+                f"the tokenizer gives token {self._largest}, and the base knows {size}: they do not belong together"
+            )
         if not self._packing:
             return
-        base = _base(model)
         self._flat = "flash" in str(getattr(getattr(base, "config", None), "_attn_implementation", ""))
         if "position_ids" not in _parameters(base):
             problem = "takes no position_ids, which say where rows start"

@@ -128,6 +128,7 @@ def _set_up(job: Job, accelerator: Accelerator) -> Iterator[_Run]:
             ),
             parameters=[each for group in optimizer.param_groups for each in group["params"]],
             settings=settings,
+            total_steps=total_steps,
             watch=FiniteWatch(settings, accelerator.device),
             stop=StopRequest(processes=accelerator.num_processes),
         )

@@ -13,6 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from peftcli.adapters.engine import AdaptedModel
+from peftcli.adapters.prompted import PromptedModel
 from peftcli.errors import RecipeError, did_you_mean
 from peftcli.recipe.training import Training
 
@@ -24,6 +26,12 @@ class TrainedModel:
     plain: nn.Module
     distributed: DistributedDataParallel | None
     stepped: nn.Module
+
+    @property
+    def tuner(self) -> AdaptedModel | PromptedModel | None:
+        """The adapters' engine, whose method may have a part in training; None for a model without one."""
+        inside = getattr(self.plain, "tuner", None)
+        return inside if isinstance(inside, AdaptedModel | PromptedModel) else None
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from peftcli.errors import RecipeError, did_you_mean
+from peftcli.peft.optimizers import EMBEDDING_RATE, Rates
 from peftcli.recipe.training import Training
 
 
@@ -90,7 +91,7 @@ def build_optimizer(model: nn.Module, settings: Training) -> Optimizer:
     choice = OPTIMIZERS[settings.optim]
     arguments = choice.arguments(settings) | dict(choice.fixed)
     arguments |= _own_arguments(settings, kind, arguments)
-    groups = parameter_groups(model, settings.weight_decay)
+    groups = parameter_groups(model, settings.weight_decay, _rates(model, settings))
     try:
         optimizer: Optimizer = kind(groups, lr=settings.learning_rate, **arguments)
     except (TypeError, ValueError, RuntimeError) as problem:
@@ -98,23 +99,47 @@ def build_optimizer(model: nn.Module, settings: Training) -> Optimizer:
     return optimizer
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The trainable parameters, those that decay apart from those that never do (biases and norms)."""
+def _rates(model: nn.Module, settings: Training) -> Rates | None:
+    """LoRA+'s learning rates, where the recipe asks for them."""
+    lr, ratio, embedding = settings.learning_rate, settings.loraplus_lr_ratio, settings.loraplus_lr_embedding
+    if ratio is None:
+        return None
+    if not any("lora_B" in name for name, parameter in model.named_parameters() if parameter.requires_grad):
+        raise RecipeError(
+            "training.loraplus_lr_ratio: LoRA+ trains LoRA's B faster than its A, and this adapter has no lora_B; "
+            "leave it out"
+        )
+    return Rates(lr, lr * ratio, EMBEDDING_RATE if embedding is None else embedding)
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, rates: Rates | None = None
+) -> list[dict[str, Any]]:
+    """The trainable parameters, those that decay apart from those that never do (biases and norms).
+
+    With `rates` (LoRA+), those that learn faster or slower are apart as well, after those of the recipe's own rate.
+    """
     norms = {
         name
         for name, module in model.named_modules()
         if re.search(r"Norm(\d+d)?$", type(module).__name__) is not None
     }
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
+    kinds = ("plain", "faster", "embedding") if rates else ("plain",)
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {
+        (kind, decays): [] for kind in kinds for decays in (True, False)
+    }
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            owner = name.rpartition(".")[0]
-            (spared if owner in norms or _never_decays(name) else decayed).append(parameter)
-    if not decayed and not spared:
+            spared = name.rpartition(".")[0] in norms or _never_decays(name)
+            groups[rates.kind(name, parameter) if rates else "plain", not spared].append(parameter)
+    if not any(groups.values()):
         raise RecipeError("nothing to train: no parameter of the model requires a gradient; check adapter")
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    return [
+        {"params": members, "weight_decay": weight_decay if decays else 0.0}
+        | ({"lr": getattr(rates, kind)} if rates else {})
+        for (kind, decays), members in groups.items()
+        if members
+    ]
 
 
 def _never_decays(name: str) -> bool:
@@ -141,6 +166,8 @@ def _own_arguments(settings: Training, kind: Any, defaults: dict[str, Any]) -> d
     betas = list(defaults.get("betas", ()))
     for number in range(len(betas)):
         betas[number] = given.pop(f"beta{number + 1}", betas[number])
+    if "betas" in given:
+        raise RecipeError("training.optim_args: write betas one by one: beta1=0.9,beta2=0.95")
     known = set(inspect.signature(kind).parameters) - {"params", "lr", "self"}
     for name in given:
         if name not in known:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from torch.optim.lr_scheduler import LambdaLR
 
 from peftcli.errors import RecipeError
 from peftcli.train.feed import StreamRows
@@ -27,12 +28,13 @@ def save_checkpoint(job: Job, engine: Engine, progress: Progress) -> Path:
     accelerator = engine.accelerator
     random_states = gather_object([random_state()])
     if accelerator.is_main_process:
-        scaler = accelerator.scaler
+        scaler, tuner = accelerator.scaler, engine.model.tuner
         states = {
             "optimizer": engine.optimizer.state_dict(),
             "scheduler": engine.scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "random": random_states,
+            "method": {} if tuner is None else tuner.training_state(),
         }
         training = None if job.settings.save_only_model else states
         write_checkpoint(job.output_dir, progress, training, job.save_adapter)
@@ -73,7 +75,15 @@ def _restore(engine: Engine, training: dict[str, Any], terminal: Terminal) -> No
             f"the checkpoint's optimizer is not this one ({problem}); change training.optim and adapter "
             "back to what they were, or train anew"
         ) from problem
+    if engine.model.tuner is not None:
+        engine.model.tuner.load_training_state(training["method"])
     engine.scheduler.load_state_dict(training["scheduler"])
+    schedule: Any = engine.scheduler
+    if isinstance(schedule, LambdaLR):
+        # A run that is made longer goes on at the rate of the longer schedule, not at the end of the shorter one.
+        rates = zip(engine.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        for group, base, share in rates:
+            group["lr"] = base * share(schedule.last_epoch)
     if accelerator.scaler is not None and training["scaler"] is not None:
         accelerator.scaler.load_state_dict(training["scaler"])
     states = training["random"]
@@ -102,6 +112,8 @@ def _layout(job: Job, processes: int) -> dict[str, Any]:
         "optim": settings.optim,
         "optim_args": settings.optim_args,
         "learning_rate": settings.learning_rate,
+        "loraplus_lr_ratio": settings.loraplus_lr_ratio,
+        "loraplus_lr_embedding": settings.loraplus_lr_embedding,
         "weight_decay": settings.weight_decay,
         "adam_beta1": settings.adam_beta1,
         "adam_beta2": settings.adam_beta2,

@@ -66,6 +66,6 @@ def build_scheduler(
             num_training_steps=total_steps,
             scheduler_specific_kwargs=arguments,
         )
-    except (TypeError, ValueError) as problem:
+    except (TypeError, ValueError, ZeroDivisionError) as problem:
         raise RecipeError(f"training.lr_scheduler_kwargs: {name}: {problem}") from problem
     return scheduler

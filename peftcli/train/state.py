@@ -3,7 +3,8 @@
     checkpoint-12/
       adapter_model.safetensors …         what `save_adapter` writes
       trainer_state.json                  `Progress`: where the run stands, its best, its log
-      training_state.json, .safetensors   optimizer, schedule, loss scaler, random generators of every process
+      training_state.json, .safetensors   optimizer, schedule, loss scaler, random generators of every process,
+                                          what the adapter's method has learned (AdaLoRA)
       manifest.json                       the SHA-256 of each file above
 
 The folder is written under another name, flushed to the disk and then renamed; `manifest.json` tells a folder

@@ -3,7 +3,8 @@
 The gradient is that of the sum of the token losses divided by the number of trained tokens, both over all
 micro-batches of the step and all processes. Micro-batches are run backward with their plain sums, and the
 gradients are scaled once, when the number of tokens is known: so the same rows give the same update however
-they are split.
+they are split. A method's penalty is added to that mean; it is no part of the loss that is logged, which is
+to be compared with the evaluations'.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Engine:
     scheduler: Scheduler
     parameters: Sequence[nn.Parameter]
     settings: Training
+    total_steps: int
     watch: FiniteWatch
     stop: StopRequest
 
@@ -74,8 +76,11 @@ def run_step(engine: Engine, window: Sequence[MicroBatch], number: int) -> Stepp
     # scale.
     scaled = engine.accelerator.scaler is not None
     engine.watch.note(number, sums[0], *([] if scaled else [grad_norm]))
-    if _update(engine, number) and engine.settings.lr_scheduler_type not in METRIC_SCHEDULERS:
-        engine.scheduler.step()
+    if _update(engine, number):
+        if engine.model.tuner is not None:
+            engine.model.tuner.after_step(number, engine.total_steps)
+        if engine.settings.lr_scheduler_type not in METRIC_SCHEDULERS:
+            engine.scheduler.step()
     engine.optimizer.zero_grad(set_to_none=True)
     every = engine.settings.torch_empty_cache_steps
     if every is not None and number % every == 0:
@@ -117,7 +122,10 @@ def _forward_backward(engine: Engine, micro: MicroBatch) -> tuple[Tensor, Tensor
         )
     if micro.idle:
         loss, tokens = loss * 0, tokens * 0
-    engine.accelerator.backward(loss)
+    tuner = engine.model.tuner
+    penalty = None if tuner is None else tuner.penalty()
+    # Once per token, since the gradients of the whole step are divided by its tokens.
+    engine.accelerator.backward(loss if penalty is None else loss + tokens * penalty)
     return loss.detach(), tokens
 
 

@@ -71,7 +71,7 @@ def test_the_modules_are_those_of_peft(llama: nn.Module, config: dict):
     [
         ({"target_modules": ["q_prj"]}, r"'q_prj' matches no module; the nearest: q_proj"),
         ({"target_modules": ["q_proj", "v_poj"]}, r"'v_poj' matches no module; the nearest: v_proj"),
-        ({"target_modules": r"q_proj"}, "matches no whole module name"),
+        ({"target_modules": r"q_proj"}, "is read as an expression over whole names"),
         (
             {"target_modules": ["q_proj"], "exclude_modules": ["k_prj"]},
             "exclude_modules: 'k_prj' matches no module",
@@ -112,6 +112,11 @@ def test_loading_from_elsewhere_only_warns_of_names_that_this_model_lacks(llama:
     with pytest.warns(UserWarning, match="'Wqkv' matches no module"):
         sites, _ = find_targets(llama, LoraConfig(target_modules=["q_proj", "Wqkv"]), strict=False)
     assert len(sites) == 12
+
+
+def test_a_name_that_was_meant_as_a_list_of_one_is_told_so(llama: nn.Module):
+    with pytest.raises(AdapterError, match=r"for a name write \[q_proj\]"):
+        get_peft_model(llama, LoraConfig(target_modules="q_proj"))
 
 
 def test_all_linear_leaves_out_the_head_of_a_classifier():

@@ -48,11 +48,29 @@ class Net(nn.Module):
         return self.head(self.mid(torch.cat([flat, deep, x.mean(1)], 1)).tanh())
 
 
+class Pixels(nn.Module):
+    """Convolutions with square kernels, which is all that some of PEFT's methods take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 2, stride=2, padding=1)
+        self.point = nn.Conv2d(4, 6, 1, bias=False)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = (tokens[:, :, None] * tokens[:, None, :] % 7 / 7).to(self.head.weight).unflatten(1, (2, -1))
+        return self.head(self.point(self.conv(x).tanh()).tanh().mean((2, 3)))
+
+
 SIZES: dict[str, Any] = {"vocab_size": 23, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 def net() -> nn.Module:
     return Net()
+
+
+def pixels() -> nn.Module:
+    return Pixels()
 
 
 def llama(**changes: Any) -> nn.Module:
@@ -109,8 +127,27 @@ def lora(
     return Case(name, "LORA", build, {"r": 2, "lora_alpha": 6, **config}, silent, keeps_base, oracle)
 
 
+def adalora(
+    name: str, build: Callable[[], nn.Module], *, silent=True, keeps_base=True, oracle=True, **config
+) -> Case:
+    return Case(name, "ADALORA", build, {"total_step": 10, **config}, silent, keeps_base, oracle)
+
+
 def ia3(name: str, build: Callable[[], nn.Module], *, silent=True, oracle=True, **config) -> Case:
     return Case(name, "IA3", build, config, silent, True, oracle)
+
+
+def of(
+    peft_type: str,
+    name: str,
+    build: Callable[[], nn.Module],
+    *,
+    silent=True,
+    keeps_base=True,
+    oracle=True,
+    **config,
+) -> Case:
+    return Case(name, peft_type, build, config, silent, keeps_base, oracle)
 
 
 Q, QV = ["q_proj"], ["q_proj", "v_proj"]
@@ -168,6 +205,28 @@ CASES = [
     lora("dora on an embedding", net, target_modules=["emb"], use_dora=True),
     lora("embedding and dropout", net, target_modules=["emb", "mid"], lora_dropout=0.3),
     lora("dora on an embedding, and dropout", net, target_modules=["emb"], use_dora=True, lora_dropout=0.3),
+    adalora("defaults", llama),
+    adalora("all linear", llama, target_modules="all-linear", init_r=4, target_r=2, lora_dropout=0.3),
+    adalora("some layers", llama, target_modules=QV, layers_to_transform=[1], lora_alpha=3),
+    adalora("random", llama, target_modules=QV, init_r=3, target_r=1, init_lora_weights=False, silent=False),
+    adalora("all biases", llama, target_modules=Q, bias="all", keeps_base=False),
+    adalora("biases of adapted layers", llama, target_modules=Q, bias="lora_only", keeps_base=False),
+    adalora(
+        "ranks allocated",
+        llama,
+        target_modules=Q,
+        init_r=3,
+        target_r=2,
+        rank_pattern={
+            "model.layers.0.self_attn.q_proj.lora_E": [True, False, False],
+            "model.layers.1.self_attn.q_proj.lora_E": [True, True, True],
+        },
+        oracle=False,  # PEFT makes the layers with all ranks, and prunes them when a file is loaded
+    ),
+    adalora("conv1d of gpt2", gpt2, fan_in_fan_out=True),
+    adalora("sequence classes", bert, task_type="SEQ_CLS"),
+    adalora("t5", t5, task_type="SEQ_2_SEQ_LM"),
+    adalora("convolutions", net, target_modules=["conv2", "mid"], modules_to_save=["head"], lora_dropout=0.3),
     ia3("defaults", llama),
     ia3(
         "outputs and inputs", llama, target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]
@@ -178,13 +237,70 @@ CASES = [
     ia3("sequence classes", bert, task_type="SEQ_CLS"),
     ia3("t5", t5, task_type="SEQ_2_SEQ_LM"),
     ia3("convolutions", net, target_modules=["conv2", "conv3"], feedforward_modules=["conv3"]),
+    of("OFT", "defaults", llama),  # blocks of 32 inputs where there are 8
+    of("OFT", "block size", llama, target_modules="all-linear", oft_block_size=4),
+    of("OFT", "block number", llama, target_modules=QV, r=2, oft_block_size=0, layers_to_transform=[1]),
+    of("OFT", "nearest block size", llama, target_modules=["down_proj"], oft_block_size=5),
+    of("OFT", "exact", llama, target_modules=QV, oft_block_size=4, use_cayley_neumann=False),
+    of("OFT", "two terms", llama, target_modules=QV, oft_block_size=4, num_cayley_neumann_terms=2),
+    of("OFT", "three terms", llama, target_modules=QV, oft_block_size=4, num_cayley_neumann_terms=3),
+    of("OFT", "seven terms", llama, target_modules=QV, oft_block_size=4, num_cayley_neumann_terms=7),
+    of("OFT", "shared blocks", llama, target_modules=QV, oft_block_size=4, block_share=True),
+    of("OFT", "dropout", llama, target_modules=["q_proj", "up_proj"], oft_block_size=2, module_dropout=0.5),
+    of("OFT", "constrained", llama, target_modules=QV, oft_block_size=4, coft=True, eps=0.05),
+    of("OFT", "random", llama, target_modules=QV, oft_block_size=4, init_weights=False, silent=False),
+    of("OFT", "biases", llama, target_modules=Q, oft_block_size=4, bias="oft_only", keeps_base=False),
+    of("OFT", "all biases", llama, target_modules=Q, oft_block_size=4, bias="all", keeps_base=False),
+    of("OFT", "embeddings", llama, target_modules=["embed_tokens", "q_proj"], oft_block_size=4),
+    of("OFT", "sequence classes", bert, task_type="SEQ_CLS", oft_block_size=4),
+    of("OFT", "conv1d of gpt2", gpt2, oft_block_size=4, oracle=False),  # PEFT names it, but does not take it
+    of("OFT", "pointwise convolution", pixels, target_modules=["point"], oft_block_size=2),
+    # PEFT's adds up what overlaps between kernels, so that even a fresh adapter changes the outputs.
+    of("OFT", "convolution", pixels, target_modules=["conv", "head"], oft_block_size=2, oracle=False),
+    of("OFT", "dilated convolution", net, target_modules=["conv2"], oft_block_size=3, oracle=False),
+    of("BOFT", "defaults", llama),
+    of("BOFT", "all linear", llama, target_modules="all-linear", boft_block_size=2),
+    of("BOFT", "block number", llama, target_modules=QV, boft_block_size=0, boft_block_num=2),
+    of("BOFT", "two factors", llama, target_modules=QV, boft_n_butterfly_factor=2),
+    of("BOFT", "three factors", llama, target_modules=Q, boft_block_size=2, boft_n_butterfly_factor=3),
+    of("BOFT", "dropout", llama, target_modules=QV, boft_n_butterfly_factor=2, boft_dropout=0.5),
+    of("BOFT", "random", llama, target_modules=QV, init_weights=False, silent=False),
+    of("BOFT", "biases", llama, target_modules=Q, bias="boft_only", keeps_base=False),
+    of("BOFT", "sequence classes", bert, task_type="SEQ_CLS"),
+    of("BOFT", "conv1d of gpt2", gpt2, fan_in_fan_out=True, oracle=False),  # as with OFT
+    of("BOFT", "convolutions", pixels, target_modules=["conv", "point"], boft_n_butterfly_factor=1),
+    of("BOFT", "dilated convolution", net, target_modules=["conv2"], boft_block_size=3, oracle=False),
+    of("LN_TUNING", "defaults", llama),
+    of("LN_TUNING", "norms of gpt2", gpt2, exclude_modules=["ln_f"]),
+    of("LN_TUNING", "norms and a head", bert, task_type="SEQ_CLS", target_modules=["LayerNorm"]),
+    of("LN_TUNING", "norms by their class", bert, oracle=False),  # PEFT has no default for BERT
+    of("LN_TUNING", "t5", t5, task_type="SEQ_2_SEQ_LM"),
+    of("LN_TUNING", "another layer", net, target_modules=["mid", "norm"], modules_to_save=["head"]),
+    of("LN_TUNING", "a module of modules", llama, target_modules=["mlp", "lm_head"]),
+    of("HRA", "defaults", llama),
+    of("HRA", "all linear", llama, target_modules="all-linear", r=2),
+    of("HRA", "more reflections than inputs", llama, target_modules=QV, r=12),
+    of("HRA", "odd", llama, target_modules=QV, r=3, silent=False),
+    of("HRA", "random", llama, target_modules=QV, r=4, init_weights=False, silent=False),
+    of("HRA", "orthogonal", llama, target_modules=QV, r=4, apply_GS=True, silent=False),
+    of("HRA", "biases", llama, target_modules=Q, r=2, bias="hra_only", keeps_base=False),
+    of("HRA", "sequence classes", bert, task_type="SEQ_CLS", r=2),
+    of("HRA", "conv1d of gpt2", gpt2, r=2, oracle=False),  # as with OFT
+    of("HRA", "convolutions", pixels, target_modules=["conv", "point"], r=4),
+    of("HRA", "dilated convolution", net, target_modules=["conv2"], r=2, oracle=False),
+    of("SHIRA", "few", llama, r=2),
+    of("SHIRA", "all linear", llama, target_modules="all-linear", r=1, random_seed=7),
+    of("SHIRA", "random", llama, target_modules=QV, r=2, init_weights=False, silent=False),
+    of("SHIRA", "sequence classes", bert, task_type="SEQ_CLS", r=1),
+    of("SHIRA", "conv1d of gpt2", gpt2, r=2, fan_in_fan_out=True, oracle=False),  # as with OFT
+    of("SHIRA", "linear", net, target_modules=["mid"], r=3, modules_to_save=["head"]),
 ]
 
 
 def inputs(model: nn.Module) -> dict[str, torch.Tensor]:
     """Arguments for a case's model."""
     tokens = torch.arange(14).reshape(2, 7) % 11
-    if isinstance(model, Net):
+    if isinstance(model, Net | Pixels):
         return {"tokens": torch.arange(16).reshape(2, 8) % 11}
     if isinstance(model, T5ForConditionalGeneration):
         return {"input_ids": tokens, "decoder_input_ids": tokens}

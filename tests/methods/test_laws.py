@@ -24,6 +24,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:lora_dropout does not act on embeddings"),
     pytest.mark.filterwarnings("ignore:trained biases stay in place"),
     pytest.mark.filterwarnings("ignore:the merged embeddings differ from"),
+    pytest.mark.filterwarnings("ignore:oft_block_size .* does not divide"),
+    pytest.mark.filterwarnings("ignore:.* cannot start in pairs"),
 ]
 every = over(CASES)
 # An adapter that changes its base, or trains biases, stands alone.
@@ -109,7 +111,8 @@ def test_saving_and_loading_is_the_identity(case: Case, tmp_path: Path):
     model = trained(case)
     arguments = inputs(model.get_base_model())
     model.save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
     loaded = PeftModel.from_pretrained(build(case), tmp_path)
     assert type(loaded) is type(model)
     torch.testing.assert_close(outputs(loaded, arguments), outputs(model, arguments), rtol=0, atol=0)
@@ -124,7 +127,8 @@ def test_saving_and_loading_is_the_identity(case: Case, tmp_path: Path):
 def test_what_is_saved_is_what_is_trained(case: Case, tmp_path: Path):
     model = trained(case)
     model.save_pretrained(tmp_path, save_embedding_layers=False)
-    numbers = sum(tensor.numel() for tensor in load_peft_weights(tmp_path).values())
+    tensors = load_peft_weights(tmp_path).values()
+    numbers = sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())  # others are places
     assert numbers == model.get_nb_trainable_parameters()[0]
 
 
@@ -182,7 +186,7 @@ def test_gradient_reaches_the_adapter_through_a_half_precision_base(case: Case):
     base = build(case, torch.bfloat16)
     model = get_peft_model(base, config)
     own = [tensor for layer in adapter_layers(model) for tensor in layer.adapter_tensors("default")]
-    assert {item.tensor.dtype for item in own} == {torch.float32}
+    assert {item.tensor.dtype for item in own if item.tensor.is_floating_point()} == {torch.float32}
     arguments = inputs(model.get_base_model())
     result = model(**arguments)
     result = result if isinstance(result, torch.Tensor) else result.logits

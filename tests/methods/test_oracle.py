@@ -18,15 +18,33 @@ from tests.methods.cases import CASES, Case, build, inputs, outputs, shake
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:lora_dropout does not act on embeddings"),
+    pytest.mark.filterwarnings("ignore:oft_block_size .* does not divide"),
+    pytest.mark.filterwarnings("ignore:.* cannot start in pairs"),
     # PEFT's own remarks on what these cases ask of it.
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning"),
     pytest.mark.filterwarnings("ignore:Could not identify embedding layer:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Invalid `oft_block_size`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The symmetric initialization can NOT be performed:UserWarning"),
 ]
 every = pytest.mark.parametrize(
     "case", [case for case in CASES if case.oracle], ids=lambda case: f"{case.peft_type} {case.name}"
 )
 FLOAT = torch.float32
+
+
+class BlockDiagonal:
+    """What PEFT's CUDA kernel for BOFT gives; where it cannot be compiled, PEFT silently uses one factor of several."""
+
+    @staticmethod
+    def forward(blocks: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.stack([torch.block_diag(*factor) for factor in blocks])]
+
+
+@pytest.fixture(autouse=True)
+def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peft.tuners.boft.layer._FBD_CUDA", BlockDiagonal)
 
 
 def ours(case: Case) -> PeftModel:
@@ -104,6 +122,7 @@ def test_both_write_the_same_config(case: Case, tmp_path: Path):
         json.loads((tmp_path / side / "adapter_config.json").read_text()) for side in ("ours", "theirs")
     )
     assert one.keys() <= other.keys()
+    one.pop("peft_version", None)  # where PEFT wants one, ours is the first that has the method as it is now
     if (
         case.config.get("target_modules") == "all-linear"
     ):  # PEFT names each, we the shortest that mean the same

@@ -161,7 +161,7 @@ def test_a_missing_pad_token_is_stood_in_for_and_said(base_copy: Path) -> None:
 def test_a_base_without_a_tokenizer_is_named(base_copy: Path) -> None:
     for file in base_copy.glob("*token*"):
         file.unlink()
-    with pytest.raises(ModelError, match=r"the tokenizer of .* cannot be loaded"):
+    with pytest.raises(ModelError, match="has no tokenizer beside the model"):
         load_tokenizer(resolve_base(str(base_copy)))
 
 

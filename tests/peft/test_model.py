@@ -231,7 +231,7 @@ def test_names_that_would_break_keys_or_folders_are_refused(name: str):
 
 
 def test_adapters_that_cannot_live_together_are_refused():
-    model = get_peft_model(base(), config(bias="all"))
+    model = get_peft_model(base(attention_bias=True), config(bias="all"))
     with pytest.raises(AdapterError, match="already; choose another name"):
         model.add_adapter("default", config())
     with pytest.raises(AdapterError, match="only one adapter of a model can train biases"):

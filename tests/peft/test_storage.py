@@ -6,6 +6,7 @@ import json
 import resource
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from safetensors import safe_open
@@ -14,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from peftcli.errors import AdapterError
 from peftcli.methods.lora.config import LoraConfig
-from peftcli.peft.model import PeftModel, get_peft_model, inject_adapter_in_model
+from peftcli.peft.inject import inject_adapter_in_model
+from peftcli.peft.model import PeftModel, get_peft_model
 from peftcli.peft.storage import (
     get_peft_model_state_dict,
     load_peft_weights,
@@ -120,6 +122,7 @@ def test_the_file_says_its_format_and_nothing_is_left_beside_it(folder: Path):
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
     assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
@@ -151,18 +154,23 @@ def test_adapters_that_are_not_named_default_have_a_folder_of_their_own(tmp_path
     model.save_pretrained(tmp_path)
     assert read_config(tmp_path / "other").r == 3
     model.save_pretrained(tmp_path / "one", selected_adapters=["other"])
-    assert [path.name for path in (tmp_path / "one").iterdir()] == ["other"]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["README.md", "other"]
     assert load_peft_weights(tmp_path).keys() == load_peft_weights(tmp_path / "other").keys()
 
 
-def test_adapters_keep_their_dtype_when_they_are_only_used(folder: Path):
+@pytest.mark.parametrize("base_dtype", [torch.float32, torch.bfloat16])
+def test_half_precision_adapters_become_float32_unless_they_are_to_keep_their_dtype(
+    folder: Path, base_dtype: torch.dtype
+):
     rewrite(folder, lambda state: state.update({key: value.bfloat16() for key, value in state.items()}))
-    model = PeftModel.from_pretrained(base(), folder)
-    assert {tensor.dtype for tensor in get_peft_model_state_dict(model).values()} == {torch.bfloat16}
-    assert model(input_ids=torch.tensor([[1, 2]])).logits.dtype == torch.float32
-    trained = PeftModel.from_pretrained(base(), folder, is_trainable=True)
+    kept = PeftModel.from_pretrained(base().to(base_dtype), folder, autocast_adapter_dtype=False)
+    assert {tensor.dtype for tensor in get_peft_model_state_dict(kept).values()} == {torch.bfloat16}
+    assert kept(input_ids=torch.tensor([[1, 2]])).logits.dtype == base_dtype
+    trained = PeftModel.from_pretrained(base().to(base_dtype), folder, is_trainable=True)
     assert {tensor.dtype for tensor in get_peft_model_state_dict(trained).values()} == {torch.float32}
     assert all(p.requires_grad for n, p in trained.named_parameters() if "lora_" in n)
+    theirs = peft.PeftModel.from_pretrained(base().to(base_dtype), folder)
+    assert {p.dtype for n, p in theirs.named_parameters() if "lora_" in n} == {torch.float32}
 
 
 def test_whole_embeddings_are_saved_where_they_are_adapted_or_resized(tmp_path: Path):

@@ -48,6 +48,11 @@ REFUSED = [
         "must be a comparison with a number",
     ),
     (["training.save_strategy=best"], "training.save_strategy", "needs evaluations"),
+    (
+        ["training.loraplus_lr_embedding=1e-5"],
+        "training.loraplus_lr_embedding",
+        "does nothing without `loraplus_lr_ratio`",
+    ),
     (["training.lr_scheduler_type=greedy"], "training.lr_scheduler_type", "needs evaluations"),
     (["training.load_best_model_at_end=true"], "training.load_best_model_at_end", "needs evaluations"),
     (

@@ -19,6 +19,7 @@ from transformers import (
     XLMWithLMHeadModel,
 )
 
+from peftcli.data.example import Text
 from peftcli.data.pack import PackedRows, pack
 from peftcli.data.store import Picked, RowStore
 from peftcli.data.tokens import IGNORED
@@ -230,6 +231,14 @@ def test_a_model_that_keeps_packed_rows_apart_is_taken_and_left_as_it_was(make):
     model = make().train()
     task(packing=True, max_length=16).check_model(model)
     assert model.training
+
+
+def test_a_base_that_does_not_know_the_tokenizer_s_tokens_is_refused():
+    made = task()
+    made.encode([Text("ab")])
+    small = tiny_llama(2, eos_token_id=1, pad_token_id=0)
+    with pytest.raises(ModelError, match="the base knows 2: they do not belong together"):
+        made.check_model(small)
 
 
 def test_under_flash_attention_packed_rows_become_one_row_and_no_row_predicts_another():

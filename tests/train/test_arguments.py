@@ -15,6 +15,8 @@ import transformers
 from rich.console import Console
 
 from peftcli.errors import RecipeError
+from peftcli.methods.lora.config import LoraConfig
+from peftcli.peft.model import get_peft_model
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.training import Training
 from peftcli.run.lock import Lock
@@ -174,6 +176,35 @@ def test_dataloader_pin_memory():
 def test_learning_rate(tmp_path):
     train(job(tmp_path, learning_rate=0.01))
     assert rates(tmp_path)[0] == 0.01
+
+
+def embedding_lora():
+    """A tiny Llama with LoRA adapters, one on its embeddings."""
+    torch.manual_seed(0)
+    return get_peft_model(llama(), LoraConfig(target_modules=["q_proj", "embed_tokens"]))
+
+
+@effect_of("loraplus_lr_ratio", "loraplus_lr_embedding")
+def test_loraplus_trains_b_faster_than_a_and_embeddings_at_their_own_rate(tmp_path):
+    moved = {}
+    for ratio, embedding in ((None, None), (4, None), (4, 0.01)):
+        model, folder = embedding_lora(), tmp_path / f"{ratio} {embedding}"
+        before = trained(model)
+        common = {"max_steps": 1, "optim": "sgd", "max_grad_norm": 0, "learning_rate": 0.02}
+        train(job(folder, model=model, loraplus_lr_ratio=ratio, loraplus_lr_embedding=embedding, **common))
+        moved[ratio, embedding] = {name: after - before[name] for name, after in trained(model).items()}
+        assert rates(folder) == [0.02]
+    plain = moved.pop((None, None))
+    for (ratio, embedding), others in moved.items():
+        for name, way in others.items():
+            embedded = (1e-6 if embedding is None else embedding) / 0.02
+            factor = embedded if "lora_embedding" in name else ratio if "lora_B" in name else 1
+            torch.testing.assert_close(way, plain[name] * factor, rtol=1e-4, atol=1e-7)
+
+
+def test_loraplus_is_refused_where_the_adapter_has_no_b():
+    with pytest.raises(RecipeError, match=r"training.loraplus_lr_ratio: .* this adapter has no lora_B"):
+        build_optimizer(Net(), settings(loraplus_lr_ratio=16))
 
 
 @effect_of("lr_scheduler_type")

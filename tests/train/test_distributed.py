@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from peftcli.train.loop import train
 from peftcli.train.state import find_checkpoint
-from tests.train.tiny import Net, Stream, difference, job, losses, metrics, rows, trained
+from tests.train.tiny import Net, Stream, adalora, difference, job, losses, metrics, rows, trained
 
 PORT = {"torchrun": "--master-port", "accelerate": "--main_process_port"}
 LAUNCHERS = {
@@ -85,6 +85,21 @@ def test_two_processes_accumulate_as_one_does(tmp_path):
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "rows": 17}
     two_processes(tmp_path / "two", **options)
     assert difference(trained(alone), ends(tmp_path / "two")) < 1e-5
+
+
+def test_two_processes_give_a_methods_penalty_the_weight_that_one_gives_it(tmp_path):
+    """Of AdaLoRA, which allocates ranks after each step, too; the last batch is uneven."""
+    alone = adalora(tinit=1, tfinal=1)
+    train(job(tmp_path, model=alone, train_rows=rows(21), per_device_train_batch_size=8))
+    options = {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "rows": 21,
+        "adalora": True,
+    }
+    two_processes(tmp_path / "two", **options)
+    assert difference(trained(alone), ends(tmp_path / "two")) < 1e-5
+    assert losses(tmp_path) == pytest.approx(losses(tmp_path / "two"))
 
 
 def test_two_processes_share_a_stream(tmp_path):

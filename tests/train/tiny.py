@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from peftcli.methods.adalora.config import AdaLoraConfig
+from peftcli.peft.model import PeftModel, get_peft_model
 from peftcli.recipe.training import Training
 from peftcli.train.job import Job, Outcome
 from peftcli.train.loop import train
@@ -112,6 +114,13 @@ def llama() -> LlamaForCausalLM:
     return model
 
 
+def adalora(**config: Any) -> PeftModel:
+    """A tiny Llama whose adapters' ranks go from 3 to 2."""
+    torch.manual_seed(0)
+    config = {"target_modules": ["q_proj", "v_proj"], "init_r": 3, "target_r": 2, **config}
+    return get_peft_model(llama(), AdaLoraConfig(**config))
+
+
 class Rows(list):
     """Rows with their lengths, as the data part gives them."""
 
@@ -176,10 +185,16 @@ def job(folder: Path, *, model: nn.Module | None = None, **changes: Any) -> Job:
     }
 
     def save_adapter(target: Path) -> None:
-        save_file(trained(model), target / "adapter_model.safetensors")
+        if isinstance(model, PeftModel):
+            model.save_pretrained(target)
+        else:
+            save_file(trained(model), target / "adapter_model.safetensors")
 
     def load_adapter(source: Path) -> None:
-        model.load_state_dict(load_file(source / "adapter_model.safetensors"), strict=False)
+        if isinstance(model, PeftModel):
+            model.load_adapter(source, model.active_adapter, is_trainable=True)
+        else:
+            model.load_state_dict(load_file(source / "adapter_model.safetensors"), strict=False)
 
     return Job(
         model=model,

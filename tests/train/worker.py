@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from peftcli.errors import PeftcliError
 from peftcli.train.loop import train
 from peftcli.train.state import find_checkpoint
-from tests.train.tiny import Net, NextToken, Stream, job, rows, trained
+from tests.train.tiny import Net, NextToken, Stream, adalora, job, rows, trained
 
 
 class StopsOneProcess(NextToken):
@@ -27,7 +27,8 @@ class StopsOneProcess(NextToken):
 
 def main() -> int:
     folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
-    model = Net(dropout=options.pop("dropout", 0.0))
+    dropout = options.pop("dropout", 0.0)
+    model = adalora(tinit=1, tfinal=1) if options.pop("adalora", False) else Net(dropout=dropout)
     count = options.pop("rows", 20)
     data = Stream(rows(count)) if options.pop("stream", False) else rows(count)
     task = StopsOneProcess() if options.pop("stop", False) else NextToken()

@@ -14,6 +14,7 @@ from peftcli.adapters.base import AdapterLayer, Site
 from peftcli.adapters.method import AddOptions, LayerMethod, bare
 from peftcli.adapters.naming import complain, similar
 from peftcli.errors import AdapterError
+from peftcli.methods.ia3.combine import add_weighted_adapter
 from peftcli.methods.ia3.config import FEED_FORWARD, TARGETS, IA3Config
 from peftcli.methods.ia3.layer import ConvNd, IA3Layer, Linear
 
@@ -23,6 +24,7 @@ class IA3Method(LayerMethod):
 
     prefix = "ia3_"
     layer = IA3Layer
+    operations: ClassVar = {"add_weighted_adapter": add_weighted_adapter}
     kinds: ClassVar = {nn.Linear: Linear, Conv1D: Linear, nn.Conv2d: ConvNd, nn.Conv3d: ConvNd}
 
     def resolve(self, sites: Sequence[Site], config: IA3Config, others: Sequence[Any], strict: bool) -> None:  # noqa: ARG002

@@ -20,13 +20,13 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from peftcli.adapters.base import AdapterLayer, SavedTensor
+from peftcli.adapters.base import AdapterLayer, SavedTensor, rows_of
 from peftcli.adapters.method import AddOptions
-from peftcli.adapters.weights import HALF, adapter_dtype, base_weight, weight_of
+from peftcli.adapters.weights import adapter_dtype, base_weight, exact, weight_of
 from peftcli.kernels.lora_linear import Weights, fused, without_gradient
 from peftcli.methods.lora.config import LoraConfig
 from peftcli.methods.lora.initial import STRATEGIES, strategy_of
-from peftcli.methods.lora.variants import PLAIN, VARIANTS, Variant
+from peftcli.methods.lora.variants import VARIANTS, Variant
 
 
 class LoraLayer(AdapterLayer):
@@ -49,18 +49,23 @@ class LoraLayer(AdapterLayer):
         "lora_variant",
     )
 
+    r: dict[str, int]
+    lora_alpha: dict[str, float]
+    scaling: dict[str, float]
+    use_rslora: dict[str, bool]
+    use_dora: dict[str, bool]
+    lora_variant: dict[str, Variant]
+
+    takes_adapter_names = True
     is_linear = False
     # Whether dropout acts on the inputs; an embedding's are token ids.
     drops_inputs = True
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
-        self.r: dict[str, int] = {}
-        self.lora_alpha: dict[str, float] = {}
-        self.scaling: dict[str, float] = {}
-        self.use_rslora: dict[str, bool] = {}
-        self.use_dora: dict[str, bool] = {}
-        self.lora_variant: dict[str, Variant] = {}
+        # Past nn.Module's own way of setting an attribute, which is slow: a mixture of experts has thousands of layers.
+        vars(self).update({name: {} for name in ("r", "lora_alpha", "scaling", "use_rslora", "use_dora")})
+        vars(self)["lora_variant"] = {}
         self.lora_dropout = nn.ModuleDict()
         self.lora_A = nn.ModuleDict()
         self.lora_B = nn.ModuleDict()
@@ -149,7 +154,7 @@ class LoraLayer(AdapterLayer):
     def merge_tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """The weight with these adapters in it, one after another as in `forward`."""
         weight = base_weight(self.get_base_layer())
-        W_OI = self.matrix(weight.float() if weight.dtype in HALF else weight)
+        W_OI = self.matrix(weight.to(exact(weight)))
         merged_OI = W_OI.clone()
         for name in names:
             merged_OI = self.lora_variant[name].merged(self, name, W_OI, merged_OI)
@@ -163,14 +168,25 @@ class LoraLayer(AdapterLayer):
             else:
                 yield item
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The base layer's output, with what the active adapters add, in the base layer's dtype."""
+    def forward(
+        self, x: torch.Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """The base layer's output, with what the active adapters add, in the base layer's dtype.
+
+        With `adapter_names` each row has the adapter of that name.
+        """
         if self._disable_adapters and self.merged_adapters:
             self.unmerge()
         result: torch.Tensor = self.base_layer(x, *args, **kwargs)
         if self._disable_adapters or self.merged_adapters:
             return result
         dtype = result.dtype
+        if adapter_names is not None:
+            for name, rows in rows_of(adapter_names, x).items():
+                if name in self.r:
+                    changed = self.lora_variant[name].forward(self, name, x[rows], result[rows])
+                    result[rows] = changed.to(dtype)
+            return result
         for name in self._active_adapter:
             if name in self.r:
                 result = self.lora_variant[name].forward(self, name, x, result)
@@ -221,6 +237,9 @@ class Linear(LoraLayer):
             return super().forward(x, *args, **kwargs)
         dropout: Any = self.lora_dropout[self._active_adapter[0]]
         share = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+        scale_O = self.lora_variant[self._active_adapter[0]].output_scale(self, self._active_adapter[0])
+        if scale_O is not None:
+            return super().forward(x) if share else _scaled(x, weights, scale_O)
         if torch.is_grad_enabled() or share or x.dtype != weights.A_RI.dtype:
             return fused(x, weights, share)
         return without_gradient(x, weights)
@@ -231,7 +250,7 @@ class Linear(LoraLayer):
         if name not in self.r or self._disable_adapters or self.merged_adapters:
             return None
         # Subclasses of nn.Linear (quantized ones) may do more than W x + b, and so may hooks.
-        if type(base) is not nn.Linear or self.lora_variant[name] is not PLAIN:
+        if type(base) is not nn.Linear:
             return None
         parts = (base, self.lora_A[name], self.lora_B[name], self.lora_dropout[name])
         if not all(map(_is_called_plainly, parts)):
@@ -257,6 +276,13 @@ class Linear(LoraLayer):
     def per_output(self, values_O: torch.Tensor) -> torch.Tensor:
         """As it is: outputs are the last dimension."""
         return values_O
+
+
+def _scaled(x: torch.Tensor, weights: Weights, scale_O: torch.Tensor) -> torch.Tensor:
+    """DoRA's output: the plain one without the bias, scaled; only it, x and the rank-R product are kept."""
+    plain = fused(x, weights._replace(bias_O=None))
+    scaled = (plain * scale_O).to(plain.dtype)
+    return scaled if weights.bias_O is None else scaled + weights.bias_O
 
 
 def _is_called_plainly(module: nn.Module) -> bool:
@@ -287,6 +313,9 @@ def _fit(x: torch.Tensor, weights: Weights) -> bool:
 
 def _linear(inputs: int, outputs: int, device: torch.device, dtype: torch.dtype) -> nn.Linear:
     """A linear layer whose weight is not initialised, which its maker does anyway."""
-    layer = nn.Linear(inputs, outputs, bias=False, device="meta")
+    layer = nn.Linear.__new__(nn.Linear)
+    nn.Module.__init__(layer)
+    layer.in_features, layer.out_features = inputs, outputs
     layer.weight = nn.Parameter(torch.empty(outputs, inputs, device=device, dtype=dtype))
+    layer.register_parameter("bias", None)
     return layer

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -14,11 +14,15 @@ from peftcli.adapters.base import AdapterLayer, Site
 from peftcli.adapters.method import AddOptions, Method, bare
 from peftcli.adapters.naming import complain, similar
 from peftcli.adapters.weights import is_quantized
+from peftcli.methods.lora.combine import add_weighted_adapter
 from peftcli.methods.lora.config import LoraConfig
 from peftcli.methods.lora.conv import BY_TYPE as CONVOLUTIONS
+from peftcli.methods.lora.difference import since, subtract_mutated_init
 from peftcli.methods.lora.embedding import Embedding
+from peftcli.methods.lora.hotswap import swap
 from peftcli.methods.lora.initial import strategy_of
 from peftcli.methods.lora.layer import Linear, LoraLayer
+from peftcli.methods.lora.patterns import by_pattern, matches
 
 SUPPORTED = "nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d and nn.Embedding"
 # Layers of Mamba that its fused kernels read past the module, so that an adapter on them would not act.
@@ -30,12 +34,14 @@ class LoraMethod(Method):
 
     prefix = "lora_"
     layer = LoraLayer
+    operations: ClassVar = {
+        "add_weighted_adapter": add_weighted_adapter,
+        "subtract_mutated_init": subtract_mutated_init,
+    }
 
     def problem(self, site: Site, config: LoraConfig, model: nn.Module) -> str:  # noqa: ARG002  (as others have it)
         """Why this module cannot be adapted, or nothing."""
-        if isinstance(site.module, AdapterLayer) and not isinstance(site.module, LoraLayer):
-            return f"{site.name} has an adapter of another method"
-        base: Any = site.module.get_base_layer() if isinstance(site.module, LoraLayer) else site.module
+        base: Any = bare(site.module)
         if _layer_class(base) is None:
             return f"{site.name} is a {type(base).__name__}; LoRA takes {SUPPORTED}"
         if "Mamba" in type(site.parent).__name__ and site.child in _MAMBA_LAYERS:
@@ -53,7 +59,7 @@ class LoraMethod(Method):
 
     def wrap(self, site: Site, config: LoraConfig, tuner: Any) -> LoraLayer:  # noqa: ARG002  (other methods need them)
         """A layer of the kind that the module asks for."""
-        kind = _layer_class(site.module)
+        kind = _layer_class(bare(site.module))
         assert kind is not None  # `problem` was asked first
         return kind(site.module)
 
@@ -62,7 +68,7 @@ class LoraMethod(Method):
     ) -> None:
         """Makes a new adapter with the rank and alpha that its name has."""
         assert isinstance(layer, LoraLayer)
-        alpha = _by_pattern(config.alpha_pattern, site.name, config.lora_alpha)
+        alpha = by_pattern(config.alpha_pattern, site.name, config.lora_alpha)
         layer.add(adapter_name, self._rank(config, site.name), alpha, config, options)
 
     def resolve(
@@ -75,7 +81,7 @@ class LoraMethod(Method):
             ("alpha_pattern", config.alpha_pattern),
         ):
             for key in pattern:
-                if not any(_matches(key, name) for name in names):
+                if not any(matches(key, name) for name in names):
                     complain(
                         f"{field}: {key!r} matches no adapted module{similar(key, names)}", strict=strict
                     )
@@ -90,6 +96,18 @@ class LoraMethod(Method):
                 )
         self._check_others(config, others)
         self._complete(sites, config)
+
+    def since(
+        self, state: dict[str, torch.Tensor], initial: Mapping[str, torch.Tensor], config: LoraConfig
+    ) -> tuple[dict[str, torch.Tensor], LoraConfig]:
+        """A plain adapter of twice the rank."""
+        return since(state, initial, config)
+
+    def swap(
+        self, tuner: Any, adapter_name: str, state: Mapping[str, torch.Tensor], config: LoraConfig
+    ) -> None:
+        """Weights and factors, in place."""
+        swap(tuner, adapter_name, state, config)
 
     def _complete(self, sites: Sequence[Site], config: LoraConfig) -> None:
         bases = [bare(site.module) for site in sites]
@@ -117,7 +135,7 @@ class LoraMethod(Method):
             )
 
     def _rank(self, config: LoraConfig, name: str) -> int:
-        return int(_by_pattern(config.rank_pattern, name, config.r))
+        return int(by_pattern(config.rank_pattern, name, config.r))
 
     def _convolution_problem(self, site: Site, base: Any, config: LoraConfig) -> str:
         if base.padding_mode != "zeros":
@@ -136,13 +154,3 @@ def _layer_class(base: nn.Module) -> type[LoraLayer] | None:
     if isinstance(base, nn.Embedding):
         return Embedding
     return CONVOLUTIONS.get(type(base))
-
-
-def _matches(key: str, name: str) -> bool:
-    """PEFT's rule: the expression fits the whole name, or its end after a dot."""
-    return re.match(rf"(.*\.)?({key})$", name) is not None
-
-
-def _by_pattern(pattern: dict[str, Any], name: str, default: float) -> float:
-    """The value of the first key that fits."""
-    return next((value for key, value in pattern.items() if _matches(key, name)), default)

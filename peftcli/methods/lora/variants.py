@@ -20,6 +20,10 @@ class Variant(ABC):
     def add(self, layer: LoraLayer, name: str) -> None:  # noqa: B027  (most variants need nothing)
         """Makes what the variant needs beside A and B."""
 
+    def output_scale(self, layer: LoraLayer, name: str) -> torch.Tensor | None:  # noqa: ARG002  (most have none)
+        """What multiplies W x + scaling · B A x, one number an output; None for 1."""
+        return None
+
     @abstractmethod
     def forward(self, layer: LoraLayer, name: str, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
         """The layer's output with this adapter: `result` is what it was without."""
@@ -76,7 +80,7 @@ class Dora(Variant):
         else:
             bias = getattr(layer.get_base_layer(), "bias", None)
             base = result if bias is None else result - layer.per_output(bias)
-        scale = layer.per_output(self._magnitude(layer, name) / self._norm(layer, name))
+        scale = layer.per_output(self.output_scale(layer, name))
         return result + (scale - 1) * base + (scale * layer.scaling[name]) * layer.update(name, x)
 
     def merged(self, layer: LoraLayer, name: str, W_OI: torch.Tensor, sum_OI: torch.Tensor) -> torch.Tensor:
@@ -85,6 +89,10 @@ class Dora(Variant):
         scale_O = self._magnitude(layer, name).to(W_OI.dtype) / (W_OI + product_OI).norm(dim=1)
         merged_OI: torch.Tensor = scale_O[:, None] * (sum_OI + product_OI)
         return merged_OI
+
+    def output_scale(self, layer: LoraLayer, name: str) -> torch.Tensor:
+        """The magnitudes by the norms: m / ‖W + scaling · B A‖."""
+        return self._magnitude(layer, name) / self._norm(layer, name)
 
     def _magnitude(self, layer: LoraLayer, name: str) -> torch.Tensor:
         return weight_of(layer.lora_magnitude_vector[name]).flatten()
@@ -103,5 +111,4 @@ def _product(layer: LoraLayer, name: str, dtype: torch.dtype) -> torch.Tensor:
     return (B_OR.to(dtype) @ A_RI.to(dtype)) * layer.scaling[name]
 
 
-PLAIN = Plain()
-VARIANTS: dict[str, Variant] = {"plain": PLAIN, "dora": Dora()}
+VARIANTS: dict[str, Variant] = {"plain": Plain(), "dora": Dora()}

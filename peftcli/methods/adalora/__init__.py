@@ -1,0 +1,1 @@
+"""AdaLoRA: LoRA whose layers share a budget of ranks."""

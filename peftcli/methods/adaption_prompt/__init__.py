@@ -1,0 +1,1 @@
+"""LLaMA-adapter: trained prompts beside attention, let in through a gate that starts at zero."""

@@ -1,0 +1,1 @@
+"""Context-aware prompt tuning: examples as a prompt, moved a little."""

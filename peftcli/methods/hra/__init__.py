@@ -1,0 +1,1 @@
+"""HRA: inputs are reflected at trained planes, one after another."""

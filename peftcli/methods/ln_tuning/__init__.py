@@ -1,0 +1,1 @@
+"""LN tuning: norms are trained whole."""

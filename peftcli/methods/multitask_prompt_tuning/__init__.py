@@ -1,0 +1,1 @@
+"""Multitask prompt tuning: one prompt for many tasks, and a small change of it for each."""

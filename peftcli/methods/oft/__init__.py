@@ -1,0 +1,1 @@
+"""OFT: blocks of a layer's inputs are rotated."""

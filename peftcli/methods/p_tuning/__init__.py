@@ -1,0 +1,1 @@
+"""P-tuning: a prompt that a small network makes."""

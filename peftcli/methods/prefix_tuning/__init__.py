@@ -1,0 +1,1 @@
+"""Prefix tuning: trained keys and values before those of each attention layer."""

@@ -1,0 +1,1 @@
+"""RandLoRA: trained weights on random low-rank bases that all layers share, together of full rank."""

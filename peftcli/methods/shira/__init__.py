@@ -1,0 +1,1 @@
+"""SHiRA: a few entries of the weight itself are trained."""

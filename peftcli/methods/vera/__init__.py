@@ -1,0 +1,1 @@
+"""VeRA: trained scales between random projections that all layers share."""
