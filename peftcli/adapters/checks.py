@@ -31,6 +31,13 @@ def count(value: Any) -> str:
     return "" if value == 0 and not isinstance(value, bool) else rank(value).replace("from 1", "from 0")
 
 
+def size(value: Any) -> str:
+    """A whole number from 1 up."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return f"must be a whole number, not {shown(value)}"
+    return "" if value >= 1 else f"must be at least 1, not {value}"
+
+
 def seed(value: Any) -> str:
     """A whole number that a random generator starts from."""
     if isinstance(value, bool) or not isinstance(value, int):

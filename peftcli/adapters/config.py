@@ -149,6 +149,11 @@ class PeftConfig:
         if self.METHOD is not None:
             self.peft_type = self.METHOD
 
+    @property
+    def changes_base(self) -> bool:
+        """Whether a new adapter starts by taking something out of the base: alone, it is then none for the base."""
+        return False
+
     def conflicts(self) -> list[tuple[str, str]]:
         """What is wrong between fields, as (field, message); the message may be empty."""
         return []

@@ -134,12 +134,15 @@ class AdaptedModel(nn.Module):
             more = f" (and {len(problems) - 1} more modules)" if len(problems) > 1 else ""
             raise AdapterError(f"{problems[0]}{more}")
         method.resolve(sites, config, list(self.peft_config.values()), strict)
+        for container, kind in method.shared.items():
+            if container not in self._modules:
+                self.add_module(container, kind())
+        method.share(self, sites, adapter_name, config, options)
         if not self.peft_config:
             self.model.requires_grad_(False)
         self.peft_config[adapter_name], self._methods[adapter_name] = config, method
         if activate:
             self.active_adapters = [adapter_name]
-        method.share(self, sites, adapter_name, config, options)
         with _uncollected():
             for site in sites:
                 self._add(method, site, adapter_name, config, options)

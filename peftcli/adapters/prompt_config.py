@@ -88,7 +88,9 @@ class WordedPromptConfig(PromptLearningConfig):
         problems = super().conflicts()
         is_text = getattr(self, "prompt_tuning_init", None) == "TEXT"
         if is_text and not self.prompt_tuning_init_text:
-            problems.append(("prompt_tuning_init_text", "is missing; prompt_tuning_init: TEXT starts from it"))
+            problems.append(
+                ("prompt_tuning_init_text", "is missing; prompt_tuning_init: TEXT starts from it")
+            )
         if self.tokenizer_kwargs and not is_text:
             problems.append(("tokenizer_kwargs", "does nothing without prompt_tuning_init: TEXT"))
         return problems

@@ -98,7 +98,9 @@ class NetworkPromptEncoder(PromptEncoder):
         if self.is_direct:
             return
         trained = self.embedding.weight.requires_grad
-        self._aside = {name: getattr(self, name) for name in ("embedding", *self.networks) if hasattr(self, name)}
+        self._aside = {
+            name: getattr(self, name) for name in ("embedding", *self.networks) if hasattr(self, name)
+        }
         for name in self._aside:
             delattr(self, name)
         self.embedding = nn.Embedding.from_pretrained(saved[SAVED], freeze=not trained)

@@ -161,8 +161,14 @@ def load_state(
 
 
 def _check(key: str, tensor: torch.Tensor, where: str) -> None:
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    if tensor.is_floating_point() and not _is_finite(tensor):
         raise AdapterError(f"{key} holds values that are not finite; the adapter is broken", where=where)
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """A sum takes a fraction of the time, and is finite only where all are; but it can overflow."""
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    return bool(tensor.sum(dtype=wide).isfinite()) or bool(tensor.isfinite().all())
 
 
 def _bias(module: nn.Module) -> torch.Tensor | None:

@@ -71,7 +71,9 @@ class Prompt:
             if at < len(layers) and isinstance(layer, DynamicLayer):
                 reached += self._enter(cache, at, layers[at], each)
         if not reached:
-            raise AdapterError("no layer has keys of the prefix's shape; set token_dim and num_attention_heads")
+            raise AdapterError(
+                "no layer has keys of the prefix's shape; set token_dim and num_attention_heads"
+            )
         return cache
 
     def _enter(self, cache: Cache, at: int, layer: torch.Tensor, shape: Any) -> bool:
@@ -165,7 +167,9 @@ def _labels_tokens(prompt: Prompt) -> bool:
 def _longer(prompt: Prompt, tensor: torch.Tensor, rows: int, value: int, name: str = "") -> torch.Tensor:
     """(B, T) with N equal columns before it."""
     if tensor.dim() != 2:
-        raise AdapterError(f"{name} has {tensor.dim()} dimensions; with a prompt it must have two, (rows, tokens)")
+        raise AdapterError(
+            f"{name} has {tensor.dim()} dimensions; with a prompt it must have two, (rows, tokens)"
+        )
     return torch.cat([tensor.new_full((rows, prompt.length), value), tensor.expand(rows, -1)], dim=1)
 
 
@@ -237,7 +241,9 @@ def _with_prefix(prompt: Prompt, arguments: Arguments) -> Any:
     """The base's outputs, with a prefix in its cache."""
     base = prompt.model
     if base.training and getattr(base, "is_activation_checkpointing", False):
-        raise AdapterError("a prefix is in the cache, which activation checkpointing leaves out; switch it off")
+        raise AdapterError(
+            "a prefix is in the cache, which activation checkpointing leaves out; switch it off"
+        )
     given = arguments.get("input_ids")
     if given is None:
         given = arguments.get("inputs_embeds")
@@ -266,7 +272,9 @@ def _backbone(base: Any) -> nn.Module:
     """The part below a head, for models whose head does not pass a cache on."""
     backbone = getattr(base, getattr(base, "base_model_prefix", ""), None)
     if backbone is None or "past_key_values" not in inspect.signature(backbone.forward).parameters:
-        raise AdapterError(f"{type(base).__name__} takes no keys and values from before; it can have no prefix")
+        raise AdapterError(
+            f"{type(base).__name__} takes no keys and values from before; it can have no prefix"
+        )
     found: nn.Module = backbone
     return found
 
@@ -345,7 +353,9 @@ def preparing(prompt: Prompt, task_ids: torch.Tensor | None = None) -> Callable[
     def prepared(input_ids: torch.Tensor, **arguments: Any) -> Arguments:
         cache = arguments.get("past_key_values")
         if getattr(cache, "is_compileable", False):
-            raise AdapterError("a cache of fixed size has no place for a prompt; leave cache_implementation out")
+            raise AdapterError(
+                "a cache of fixed size has no place for a prompt; leave cache_implementation out"
+            )
         # Without a cache each step is the first; some models give one back all the same.
         is_first = cache is None or not cache.get_seq_length() or arguments.get("use_cache") is False
         return step(prompt, prepare, input_ids, arguments, is_first, task_ids)

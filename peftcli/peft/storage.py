@@ -130,7 +130,7 @@ def get_peft_model_state_dict(
     """
     if unwrap_compiled:
         model = getattr(model, "_orig_mod", model)
-    base, prefix = _base(model)
+    base, prefix = base_of(model)
     config = _config(model, adapter_name)
     state = {**adapter_state(base, adapter_name, config, prefix).all(), **_shared_state(model, adapter_name)}
     targeted = embeddings_are_targeted(base, config)
@@ -141,7 +141,7 @@ def get_peft_model_state_dict(
     if state_dict is not None:
         state = _taken_from(state_dict, model, state)
     state = {key: tensor.detach() for key, tensor in state.items()}
-    tuner = getattr(model, "base_model", None) if prefix else AdaptedModel.around(model)
+    tuner = _tuner(model, prefix)
     if isinstance(tuner, AdaptedModel):
         state = tuner.method_of(adapter_name).packed(state, config, prefix)
     return state
@@ -186,12 +186,15 @@ def set_peft_model_state_dict(
     Raises:
         AdapterError: for a key that is missing, unknown or misshapen, and for values that are not finite.
     """
-    base, prefix = _base(model)
+    base, prefix = base_of(model)
     config = _config(model, adapter_name)
     state = dict(peft_model_state_dict)
     materialise(base, adapter_name)
     if not prefix:
         state = {key.removeprefix(PREFIX): tensor for key, tensor in state.items()}
+    tuner = _tuner(model, prefix)
+    if isinstance(tuner, AdaptedModel):
+        state = tuner.method_of(adapter_name).unpacked(state, config, prefix)
     expected = adapter_state(base, adapter_name, config, prefix)
     shared = _shared_state(model, adapter_name)
     expected.own.update(shared)
@@ -205,19 +208,23 @@ def set_peft_model_state_dict(
         ignore_mismatched_sizes=ignore_mismatched_sizes,
         where=where,
     )
-    tuner = getattr(model, "tuner", None)
     if isinstance(tuner, PromptedModel):
         tuner.take(adapter_name, shared)
     return LoadResult(left, [])
 
 
-def _base(model: nn.Module) -> tuple[nn.Module, str]:
+def base_of(model: nn.Module) -> tuple[nn.Module, str]:
     """The base model with adapters on it, and what its keys begin with."""
     get_base_model = getattr(model, "get_base_model", None)
     if get_base_model is None:
         return model, ""
     is_prompted = isinstance(getattr(model, "tuner", None), PromptedModel)
     return get_base_model(), "base_model." if is_prompted else PREFIX
+
+
+def _tuner(model: nn.Module, prefix: str) -> Any:
+    """The engine of a PeftModel, or one for a model with adapters injected."""
+    return getattr(model, "tuner", None) if prefix else AdaptedModel.around(model)
 
 
 def _shared_state(model: nn.Module, adapter_name: str) -> dict[str, torch.Tensor]:
@@ -276,6 +283,8 @@ __all__ = [
     "PREFIX",
     "WEIGHTS_NAME",
     "LoadResult",
+    "base_of",
+    "check_if_peft_model",
     "get_peft_model_state_dict",
     "load_peft_weights",
     "read_config",

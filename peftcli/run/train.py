@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -95,10 +96,12 @@ def train(recipe: Recipe, *, resume: bool | Path = False, say: Say) -> Trained:
             _job(recipe, inputs, model, lock, checkpoint),
             begin=lambda: begin(folder, lock, checkpoint, say),
         )
-        with writing_errors(folder):
+        with writing_errors(folder), _starting_point(model) as start:
             outcome = run_loop(job)
             if is_first:
                 job.save_adapter(folder)
+                if start is not None:
+                    _save_for_everyone(model, folder, start, say)
                 _write_reports(folder, recipe, inputs, outcome, parameters)
     return Trained(folder, outcome, parameters, judge(recipe, outcome), is_first)
 
@@ -117,6 +120,32 @@ def writing_errors(folder: Path) -> Iterator[None]:
         raise RecipeError(
             f"training.output_dir: {folder} cannot be written: {reason}; make room, and go on with --resume"
         ) from error
+
+
+@contextmanager
+def _starting_point(model: PeftModel) -> Iterator[Path | None]:
+    """The folder of the untrained adapter, where it starts with a part of the base; None where it does not."""
+    config: Any = model.active_peft_config
+    if not config.changes_base or config.use_dora:
+        yield None
+        return
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        yield Path(folder)
+
+
+def _save_for_everyone(model: PeftModel, folder: Path, start: Path, say: Say) -> None:
+    """Writes the adapter as a plain one for the base as it is published.
+
+    Only PEFT would take the part that the adapter started with out of the base again, and where a random
+    decomposition found that part, not even PEFT would find the same.
+    """
+    model.save_pretrained(folder, path_initial_model_for_weight_conversion=start)
+    config: Any = model.active_peft_config
+    say(
+        f"init_lora_weights {config.init_lora_weights} changed the base: the adapter is saved as a plain one for the "
+        f"base as it was, of rank {2 * config.r}"
+    )
 
 
 def _job(recipe: Recipe, inputs: Inputs, model: PeftModel, lock: Lock, checkpoint: Path | None) -> Job:

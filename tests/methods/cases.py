@@ -150,6 +150,19 @@ def of(
     return Case(name, peft_type, build, config, silent, keeps_base, oracle)
 
 
+def randlora(name: str, build: Callable[[], nn.Module], **config) -> Case:
+    # PEFT's default alpha over so small a rank would blow rounding up.
+    return of("RANDLORA", name, build, **{"r": 3, "randlora_alpha": 9, "save_projection": False, **config})
+
+
+def vblora(name: str, build: Callable[[], nn.Module], **config) -> Case:
+    return of("VBLORA", name, build, **{"silent": False, "num_vectors": 7, "vector_length": 4, **config})
+
+
+def fourierft(name: str, build: Callable[[], nn.Module], **config) -> Case:
+    return of("FOURIERFT", name, build, **{"silent": False, "n_frequency": 12, **config})
+
+
 Q, QV = ["q_proj"], ["q_proj", "v_proj"]
 CASES = [
     lora("defaults", llama),
@@ -294,6 +307,59 @@ CASES = [
     of("SHIRA", "sequence classes", bert, task_type="SEQ_CLS", r=1),
     of("SHIRA", "conv1d of gpt2", gpt2, r=2, fan_in_fan_out=True, oracle=False),  # as with OFT
     of("SHIRA", "linear", net, target_modules=["mid"], r=3, modules_to_save=["head"]),
+    of("VERA", "defaults", llama),
+    of("VERA", "all linear", llama, target_modules="all-linear", r=4, vera_dropout=0.3, d_initial=0.4),
+    of("VERA", "drawn again", llama, target_modules=["q_proj", "up_proj"], r=3, save_projection=False),
+    of("VERA", "another key", llama, target_modules=QV, r=3, save_projection=False, projection_prng_key=5),
+    of("VERA", "some layers", llama, target_modules=QV, r=3, layers_to_transform=[1]),
+    of("VERA", "random", llama, target_modules=QV, r=3, init_weights=False, silent=False),
+    of("VERA", "biases", llama, target_modules=Q, r=3, bias="vera_only", keeps_base=False),
+    of("VERA", "all biases", llama, target_modules=Q, r=3, bias="all", keeps_base=False),
+    of("VERA", "conv1d of gpt2", gpt2, r=3, fan_in_fan_out=True),
+    of("VERA", "sequence classes", bert, r=3, task_type="SEQ_CLS"),
+    of("VERA", "t5", t5, r=3, task_type="SEQ_2_SEQ_LM"),
+    of("VERA", "linear", net, target_modules=["mid"], r=3, modules_to_save=["head"]),
+    # PEFT saves the bases once more under the name of every layer, and says of our files that these are missing.
+    of("RANDLORA", "defaults", llama, oracle=False),
+    of("RANDLORA", "saved bases", llama, target_modules="all-linear", r=3, oracle=False),
+    randlora("all linear", llama, target_modules="all-linear", randlora_dropout=0.3, randlora_alpha=20),
+    randlora("another key", llama, target_modules=QV, projection_prng_key=5),
+    randlora("some layers", llama, target_modules=["gate_proj", "down_proj"], layers_to_transform=1),
+    randlora("one base", llama, target_modules=QV, r=8),
+    randlora("sparse", llama, target_modules=["q_proj", "down_proj"], sparse=True),
+    randlora("very sparse", llama, target_modules=QV, r=4, very_sparse=True),
+    randlora("random", llama, target_modules=QV, init_weights=False, silent=False),
+    randlora("biases", llama, target_modules=Q, bias="randlora_only", keeps_base=False),
+    randlora("all biases", llama, target_modules=Q, bias="all", keeps_base=False),
+    randlora("conv1d of gpt2", gpt2, fan_in_fan_out=True),
+    randlora("sequence classes", bert, task_type="SEQ_CLS"),
+    randlora("t5", t5, task_type="SEQ_2_SEQ_LM"),
+    randlora("linear", net, target_modules=["mid"], modules_to_save=["head"]),
+    vblora("defaults", llama),
+    vblora("all linear", llama, target_modules="all-linear", vblora_dropout=0.3, topk=3),
+    vblora("short vectors", llama, target_modules=QV, r=2, vector_length=2),
+    vblora("some layers", llama, target_modules=QV, layers_to_transform=[1], init_logits_std=1.0),
+    vblora("excluded", llama, target_modules=QV, exclude_modules=["layers.0.self_attn.q_proj"]),
+    vblora("biases", llama, target_modules=Q, bias="vblora_only", keeps_base=False),
+    vblora("all biases", llama, target_modules=Q, bias="all", keeps_base=False),
+    vblora("conv1d of gpt2", gpt2, fan_in_fan_out=True),
+    vblora("sequence classes", bert, task_type="SEQ_CLS"),
+    vblora("t5", t5, task_type="SEQ_2_SEQ_LM"),
+    vblora("linear", net, target_modules=["mid"], vector_length=2, modules_to_save=["head"]),
+    fourierft("some frequencies", llama),
+    fourierft("all linear", llama, target_modules="all-linear", n_frequency=20, scaling=40.0),
+    fourierft("all frequencies", llama, target_modules=Q, n_frequency=64, init_weights=True, silent=True),
+    fourierft("another seed", llama, target_modules=QV, random_loc_seed=0),
+    fourierft(
+        "patterns", llama, target_modules=QV, n_frequency_pattern={"v_proj": 5, r"layers\.1\..*q_proj": 9}
+    ),
+    fourierft("some layers", llama, target_modules=QV, layers_to_transform=[1]),
+    fourierft("biases", llama, target_modules=Q, bias="fourier_only", keeps_base=False),
+    fourierft("all biases", llama, target_modules=Q, bias="all", keeps_base=False),
+    fourierft("conv1d of gpt2", gpt2, fan_in_fan_out=True),
+    fourierft("sequence classes", bert, task_type="SEQ_CLS", init_weights=True, silent=True),
+    fourierft("t5", t5, task_type="SEQ_2_SEQ_LM"),
+    fourierft("linear", net, target_modules=["mid"], modules_to_save=["head"]),
 ]
 
 

@@ -26,6 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Could not identify embedding layer:UserWarning"),
     pytest.mark.filterwarnings("ignore:Invalid `oft_block_size`:UserWarning"),
     pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Specified to not (save|load) (vera|basis)_A and:UserWarning"),
     pytest.mark.filterwarnings("ignore:The symmetric initialization can NOT be performed:UserWarning"),
 ]
 every = pytest.mark.parametrize(

@@ -113,9 +113,7 @@ def test_a_prompt_that_starts_as_words_is_those_words_before_the_input(kind: str
 def test_training_moves_every_saved_tensor_and_nothing_of_the_base(case: PromptCase):
     model = trained(case).train()
     before = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
-    frozen = {
-        name: tensor.clone() for name, tensor in model.named_parameters() if not tensor.requires_grad
-    }
+    frozen = {name: tensor.clone() for name, tensor in model.named_parameters() if not tensor.requires_grad}
     assert all(name.startswith("base_model.") or "embedding" in name for name in frozen)
     torch.manual_seed(0)
     given(model(**inputs(case))).pow(2).sum().backward()
@@ -248,9 +246,7 @@ def test_a_batch_generates_what_each_row_generates_alone(case: PromptCase):
 @generating
 def test_generating_with_and_without_a_cache_gives_the_same(case: PromptCase):
     model = trained(case)
-    assert torch.equal(
-        generated(model, inputs(case)), generated(model, inputs(case), use_cache=False)
-    )
+    assert torch.equal(generated(model, inputs(case)), generated(model, inputs(case), use_cache=False))
 
 
 @generating
@@ -296,7 +292,9 @@ def test_labels_stand_where_the_tokens_stand(case: PromptCase):
     model = trained(case)
     arguments = inputs(case) | labels(case)
     arguments.pop("decoder_input_ids", None)
-    model(**arguments).loss.backward()
+    loss = model(**arguments).loss
+    assert torch.isfinite(loss)
+    loss.backward()
     assert any(parameter.grad is not None for parameter in model.prompt_encoder.parameters())
 
 
@@ -311,10 +309,15 @@ def test_a_token_s_label_and_an_answer_s_place_are_those_of_its_own_token():
                 result.logits[:, VIRTUAL:].flatten(0, 1), labels(case)["labels"].flatten()
             )
         else:
-            expected = sum(
-                torch.nn.functional.cross_entropy(result[f"{end}_logits"], labels(case)[f"{end}_positions"] + VIRTUAL)
-                for end in ("start", "end")
-            ) / 2
+            expected = (
+                sum(
+                    torch.nn.functional.cross_entropy(
+                        result[f"{end}_logits"], labels(case)[f"{end}_positions"] + VIRTUAL
+                    )
+                    for end in ("start", "end")
+                )
+                / 2
+            )
         torch.testing.assert_close(result.loss, expected)
 
 
@@ -384,9 +387,7 @@ def test_classes_are_read_from_a_row_s_last_token_whatever_the_padding():
 def test_positions_and_the_logits_that_are_kept_are_those_of_the_tokens():
     for kind, length in ((PromptTuningConfig, VIRTUAL), (PrefixTuningConfig, 0)):
         torch.manual_seed(0)
-        model = get_peft_model(
-            llama().eval(), kind(num_virtual_tokens=VIRTUAL, task_type="CAUSAL_LM")
-        )
+        model = get_peft_model(llama().eval(), kind(num_virtual_tokens=VIRTUAL, task_type="CAUSAL_LM"))
         whole = model(TOKENS).logits
         positions = torch.arange(6).expand(2, -1)
         assert torch.equal(model(input_ids=TOKENS, position_ids=positions).logits, whole)
@@ -450,13 +451,17 @@ def test_peft_s_names_are_there():
     assert model.word_embeddings is model.base_model.get_input_embeddings()
     assert torch.equal(model.prompt_tokens["default"], torch.arange(VIRTUAL))
     assert model.get_prompt(4).shape == (4, VIRTUAL, 8)
-    assert torch.equal(model.get_prompt_embedding_to_save("default"), model.prompt_encoder.default.embedding.weight)
+    assert torch.equal(
+        model.get_prompt_embedding_to_save("default"), model.prompt_encoder.default.embedding.weight
+    )
     step = model.prepare_inputs_for_generation(TOKENS, attention_mask=torch.ones_like(TOKENS))
     assert step["inputs_embeds"].shape[1] == step["attention_mask"].shape[1] == VIRTUAL + 6
 
 
 def test_unloading_leaves_the_base_with_the_head_in_use():
-    (case,) = [case for case in PROMPT_CASES if case.name == "sequence classes" and case.peft_type == "P_TUNING"]
+    (case,) = [
+        case for case in PROMPT_CASES if case.name == "sequence classes" and case.peft_type == "P_TUNING"
+    ]
     model = trained(case)
     head = model.base_model.classifier.modules_to_save["default"]
     plain = model.unload()

@@ -77,7 +77,7 @@ def test_peft_loads_our_files_and_gives_the_same(
 
 @every
 def test_ours_loads_peft_s_files_and_gives_the_same(case: PromptCase, tmp_path: Path):
-    model = theirs(case)
+    model = theirs(case).eval()  # else it saves what its network makes with dropout
     shake(model)
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(build(case, FLOAT), tmp_path)
@@ -92,7 +92,9 @@ def test_a_prompt_in_training_gives_what_peft_s_gives_and_has_its_loss_and_gradi
     close(outputs(model, inputs(case)), outputs(other, inputs(case)))
     # PEFT leaves the labels of tokens, and the places of answers, where they were without the prompt.
     shifted = case.task_type in ("TOKEN_CLS", "QUESTION_ANS") and case.peft_type != "PREFIX_TUNING"
-    if shifted or not labels(case):
+    # Where its prompt does not end with a label, PEFT's CPT takes no token of a row for one: its loss is NaN.
+    unlabelled = case.peft_type == "CPT" and "cpt_tokens_type_mask" not in case.config
+    if shifted or unlabelled or not labels(case):
         return
     arguments = {**inputs(case), **labels(case)}
     arguments.pop("decoder_input_ids", None)
@@ -137,6 +139,8 @@ def test_both_write_the_same_config(case: PromptCase, tmp_path: Path):
         json.loads((tmp_path / side / "adapter_config.json").read_text()) for side in ("ours", "theirs")
     )
     assert one.keys() <= other.keys()
+    if other["modules_to_save"]:  # PEFT names a task's heads twice
+        other["modules_to_save"] = list(dict.fromkeys(other["modules_to_save"]))
     assert one == {key: other[key] for key in one}
 
 

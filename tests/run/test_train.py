@@ -207,6 +207,38 @@ def test_two_processes_give_the_adapter_of_one(project: Path, tiny_base: Path) -
     assert max((first[key] - second[key]).abs().max().item() for key in first) < 1e-5
 
 
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+def test_an_adapter_that_started_with_a_part_of_the_base_is_written_for_the_base_as_it_is(
+    project: Path, tiny_base: Path, start: str
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from peftcli import PeftModel
+
+    settings = ["--set", f"adapter.init_lora_weights={start}", "--set", "training.max_steps=4"]
+    done = peftcli("train", "recipe.yaml", *settings, cwd=project)
+    assert done.returncode == 0, done.stderr
+    run = project / "runs" / "demo"
+    config = json.loads((run / "adapter_config.json").read_text())
+    assert (config["init_lora_weights"], config["r"], config["lora_alpha"]) == (True, 8, 16)
+    ids = torch.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        trained = PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(tiny_base), run / "checkpoint-4"
+        )(input_ids=ids).logits
+        # What a reader does that knows of no starts: W + (alpha / r) B A.
+        plain = AutoModelForCausalLM.from_pretrained(tiny_base)
+        tensors = load_file(run / "adapter_model.safetensors")
+        for key, down in tensors.items():
+            if key.endswith("lora_A.weight"):
+                up = tensors[key.replace("lora_A", "lora_B")]
+                name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+                plain.get_submodule(name).weight += 2 * up @ down
+        logits = plain(input_ids=ids).logits
+    torch.testing.assert_close(logits, trained, atol=1e-4, rtol=1e-4)
+
+
 def test_a_gate_that_fails_ends_with_status_6_and_keeps_the_adapter(project: Path) -> None:
     failed = peftcli("train", "recipe.yaml", "--set", "gates={eval_loss: '< 0.0001'}", cwd=project)
     assert failed.returncode == 6, failed.stderr

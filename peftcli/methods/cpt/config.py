@@ -101,5 +101,7 @@ class CPTConfig(PromptLearningConfig):
             if value is not None and _length(value) != count:
                 problems.append((name, f"has {_length(value)} numbers, and there are {count} tokens"))
         if self.num_virtual_tokens not in (None, count):
-            problems.append(("num_virtual_tokens", f"is {self.num_virtual_tokens}, and there are {count} tokens"))
+            problems.append(
+                ("num_virtual_tokens", f"is {self.num_virtual_tokens}, and there are {count} tokens")
+            )
         return problems

@@ -74,8 +74,8 @@ def context_loss(
     if kinds is None:
         kinds = labels.new_full((rows, width - len(own)), 4)
     kinds = kinds.to(labels)
-    # The row's example comes after those of the prompt.
-    after = torch.where(kinds > 0, kinds + own.max(), kinds)
+    # The row's example comes after those of the prompt, of which each has four kinds.
+    after = torch.where(kinds > 0, kinds + (own.max() + 3) // 4 * 4, kinds)
     kinds = torch.cat([own.expand(rows, -1).to(labels), after], dim=1)
     labels = torch.cat([tokens.expand(rows, -1).to(labels), labels[:, len(own) :]], dim=1)
     is_label = (kinds > 0) & (kinds % 4 == 0)

@@ -110,6 +110,11 @@ class LoraConfig(LayeredConfig):
         "use_dora": checks.boolean,
     }
 
+    @property
+    def changes_base(self) -> bool:
+        """Whether it starts with a part of the base's weights."""
+        return str(self.init_lora_weights).partition("_")[0] in {"pissa", "olora"}
+
     def __post_init__(self) -> None:
         # The first key that fits counts, and files are sorted: sorted here too, an adapter loads as it was made.
         for name in ("rank_pattern", "alpha_pattern"):

@@ -80,5 +80,3 @@ def _read(path: str) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"cannot be read: {error}", where=path) from error
-
-

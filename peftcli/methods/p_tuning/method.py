@@ -33,7 +33,9 @@ class PTuningMethod(PromptMethod):
         assert config.num_transformer_submodules
         assert config.token_dim
         assert config.encoder_hidden_size
-        encoder = PromptNetwork(config.num_virtual_tokens * config.num_transformer_submodules, config.token_dim)
+        encoder = PromptNetwork(
+            config.num_virtual_tokens * config.num_transformer_submodules, config.token_dim
+        )
         if start.initialise:
             _check(config)
             encoder.add_network(
