@@ -17,6 +17,7 @@ _ERRORS = "peftcli.errors"
 # public name -> the module that has it.
 _PUBLIC = {
     "AdaLoraConfig": "peftcli.methods.adalora.config",
+    "AdaptionPromptConfig": "peftcli.methods.adaption_prompt.config",
     "AutoPeftModel": _AUTO,
     "AutoPeftModelForCausalLM": _AUTO,
     "AutoPeftModelForFeatureExtraction": _AUTO,
@@ -26,6 +27,7 @@ _PUBLIC = {
     "AutoPeftModelForTokenClassification": _AUTO,
     "BOFTConfig": "peftcli.methods.boft.config",
     "CPTConfig": "peftcli.methods.cpt.config",
+    "DoraCaching": "peftcli.methods.lora.caching",
     "FourierFTConfig": "peftcli.methods.fourierft.config",
     "HRAConfig": "peftcli.methods.hra.config",
     "IA3Config": "peftcli.methods.ia3.config",
@@ -61,6 +63,7 @@ _PUBLIC = {
     "VBLoRAConfig": "peftcli.methods.vblora.config",
     "VeraConfig": "peftcli.methods.vera.config",
     "check_if_peft_model": _STORAGE,
+    "convert_to_lora": "peftcli.peft.convert",
     "create_lorafa_optimizer": "peftcli.peft.optimizers",
     "create_loraplus_optimizer": "peftcli.peft.optimizers",
     "get_base_model_state_dict": "peftcli.peft.base_state",
@@ -75,6 +78,7 @@ _PUBLIC = {
     "prepare_model_for_compiled_hotswap": "peftcli.methods.lora.hotswap",
     "prepare_model_for_kbit_training": "peftcli.peft.quantized",
     "rescale_adapter_scale": "peftcli.methods.lora.scaling",
+    "save_as_lora": "peftcli.peft.convert",
     "set_base_model_state_dict": "peftcli.peft.base_state",
     "set_peft_model_state_dict": _STORAGE,
 }

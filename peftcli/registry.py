@@ -26,6 +26,7 @@ METHODS = {
     "PREFIX_TUNING": "peftcli.methods.prefix_tuning.config:PrefixTuningConfig",
     "MULTITASK_PROMPT_TUNING": "peftcli.methods.multitask_prompt_tuning.config:MultitaskPromptTuningConfig",
     "CPT": "peftcli.methods.cpt.config:CPTConfig",
+    "ADAPTION_PROMPT": "peftcli.methods.adaption_prompt.config:AdaptionPromptConfig",
 }
 
 # peft_type -> the method itself: how it wraps layers (imports torch).
@@ -47,6 +48,7 @@ ENGINES = {
     "PREFIX_TUNING": "peftcli.methods.prefix_tuning.method:PrefixTuningMethod",
     "MULTITASK_PROMPT_TUNING": "peftcli.methods.multitask_prompt_tuning.method:MultitaskPromptTuningMethod",
     "CPT": "peftcli.methods.cpt.method:CPTMethod",
+    "ADAPTION_PROMPT": "peftcli.methods.adaption_prompt.method:AdaptionPromptMethod",
 }
 
 # task_type -> the task's class.

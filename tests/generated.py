@@ -12,6 +12,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from typer.main import get_command
 
 from peftcli import registry
 from peftcli.cli.app import app
+from peftcli.recipe.adapter import WRITTEN
 from peftcli.recipe.json_schema import schema_text
 from peftcli.recipe.schema import Data, Recipe, Source
 from peftcli.recipe.training import OLDER, REFUSED, Training
@@ -37,6 +39,7 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def plain(value: Any) -> str:
     """A default as one would write it in YAML."""
+    value = value.value if isinstance(value, Enum) else value
     return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
 
 
@@ -54,17 +57,32 @@ def fields_table(model: Any) -> str:
 
 
 def adapter_table() -> str:
-    """The fields of every method's config."""
+    """The fields of every method's config: LoRA's at once, the others' on demand."""
     parts = []
     for name in registry.METHODS:
         config = registry.resolve(registry.METHODS, name, what="peft_type")
         rows = [
             (f"`{field.name}`", f"`{plain(default_of(field))}`", field.metadata["help"])
             for field in dataclasses.fields(config)
-            if "help" in field.metadata
+            if "help" in field.metadata and field.name not in WRITTEN
         ]
-        parts.append(f"`peft_type: {name}`\n\n" + table(("field", "default", "meaning"), rows))
+        fields = table(("field", "default", "meaning"), rows)
+        if name == "LORA":
+            parts.append(f"`peft_type: {name}`\n\n{fields}")
+        else:
+            parts.append(
+                f"<details><summary><code>peft_type: {name}</code></summary>\n\n{fields}\n\n</details>"
+            )
     return "\n\n".join(parts)
+
+
+def methods_table() -> str:
+    """Every method, with its config class and what it does."""
+    rows = []
+    for name in registry.METHODS:
+        config = registry.resolve(registry.METHODS, name, what="peft_type")
+        rows.append((f"`{name}`", f"`{config.__name__}`", config.__doc__.split("\n")[0]))
+    return table(("peft_type", "class", "what it does"), rows)
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
@@ -120,6 +138,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "data": lambda: fields_table(Data),
     "source": lambda: fields_table(Source),
     "adapter": adapter_table,
+    "methods": methods_table,
     "training": lambda: fields_table(Training),
     "refused": lambda: table(("field", "why"), [(f"`{name}`", why) for name, why in sorted(REFUSED.items())]),
     "older": lambda: table(

@@ -43,7 +43,9 @@ def rows_of(adapter_names: Sequence[str], batch: torch.Tensor) -> dict[str, list
         AdapterError: where there is not one name for each row.
     """
     if len(adapter_names) != len(batch):
-        raise AdapterError(f"adapter_names: {len(adapter_names)} names for {len(batch)} rows; give one for each")
+        raise AdapterError(
+            f"adapter_names: {len(adapter_names)} names for {len(batch)} rows; give one for each"
+        )
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(adapter_names):
         rows.setdefault(name, []).append(row)

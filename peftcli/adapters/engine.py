@@ -6,8 +6,7 @@ import copy
 import gc
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,18 +16,18 @@ from torch import nn
 from peftcli.adapters.base import AdapterLayer, Site
 from peftcli.adapters.batch import mixed_batch, repeats_of
 from peftcli.adapters.config import PeftConfig
+from peftcli.adapters.merging import Merging
 from peftcli.adapters.meta import to_meta
 from peftcli.adapters.method import AddOptions, Method
 from peftcli.adapters.naming import check_new_name
 from peftcli.adapters.saved_modules import ModulesToSaveWrapper, name_heads, wrap_whole
-from peftcli.adapters.state import embedding_layers
 from peftcli.adapters.targets import find_modules_to_save, find_targets
 from peftcli.adapters.walk import stack, walk
 from peftcli.errors import AdapterError, did_you_mean
 from peftcli.registry import ENGINES, resolve
 
 
-class AdaptedModel(nn.Module):
+class AdaptedModel(Merging):
     """A model (`model`, changed in place) with named adapters of one method; what PEFT calls a tuner.
 
     What only one method can do (its `operations`) is called here as well; all else is looked up in the model.
@@ -123,6 +122,7 @@ class AdaptedModel(nn.Module):
         config = copy.deepcopy(config)
         name_heads(config, heads)
         method = _method(config)
+        method.aim(config, self.model)
         options = options or AddOptions()
         whole = find_modules_to_save(self.model, config, heads, strict=strict)
         sites, targets = find_targets(
@@ -133,7 +133,8 @@ class AdaptedModel(nn.Module):
         if problems:
             more = f" (and {len(problems) - 1} more modules)" if len(problems) > 1 else ""
             raise AdapterError(f"{problems[0]}{more}")
-        method.resolve(sites, config, list(self.peft_config.values()), strict)
+        others = [item for item in self.peft_config.values() if item.peft_type == config.peft_type]
+        method.resolve(sites, config, others, strict)
         for container, kind in method.shared.items():
             if container not in self._modules:
                 self.add_module(container, kind())
@@ -231,48 +232,6 @@ class AdaptedModel(nn.Module):
         active = [name for name in self.active_adapters if name != adapter_name]
         self.set_adapter(active or list(self.peft_config)[:1])
 
-    def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
-        """Puts adapters (default: the active ones) into the base weights; `unmerge_adapter` undoes it exactly."""
-        for layer in self.layers():
-            if isinstance(layer, AdapterLayer):
-                layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
-
-    def unmerge_adapter(self) -> None:
-        """Gives the base its own weights back."""
-        for layer in self.layers():
-            if isinstance(layer, AdapterLayer) and layer.merged:
-                layer.unmerge()
-
-    def merge_and_unload(
-        self,
-        progressbar: bool = False,  # noqa: ARG002  (PEFT's signature; merging is too quick for a bar)
-        safe_merge: bool = False,
-        adapter_names: Sequence[str] | None = None,
-    ) -> nn.Module:
-        """The base model with adapters (default: the active ones) in its weights, and nothing else of them."""
-        was_tied = _is_tied(self.model)
-        self.merge_adapter(adapter_names, safe_merge)
-        model = self._unload(merged=True)
-        if was_tied and not _is_tied(model):
-            _untie(model)
-        return model
-
-    def unload(self) -> nn.Module:
-        """The base model without adapters."""
-        return self._unload(merged=False)
-
-    def _unload(self, *, merged: bool) -> nn.Module:
-        for site in list(walk(self.model)):
-            if isinstance(site.module, AdapterLayer):
-                if site.module.merged and not merged:
-                    site.module.unmerge()
-                setattr(site.parent, site.child, site.module.get_base_layer())
-            elif isinstance(site.module, ModulesToSaveWrapper):
-                setattr(site.parent, site.child, site.module.current())
-        if hasattr(self.model, "peft_config"):
-            del self.model.peft_config
-        return self.model
-
     def _by_row(self, adapter_names: Sequence[str], repeats: int = 1) -> AbstractContextManager[None]:
         if self.model.training:
             raise AdapterError("adapter_names: only for inference; call eval() before")
@@ -287,8 +246,8 @@ class AdaptedModel(nn.Module):
         check_new_name(adapter_name, self.peft_config)
         if config.is_prompt_learning:
             raise AdapterError(
-                f"{config.peft_type} acts on a model's inputs and not on its layers: it needs a model of its own, made by "
-                "get_peft_model"
+                f"{config.peft_type} acts on a model's inputs and not on its layers: it needs a model of its own, "
+                "made by get_peft_model"
             )
         others = list(self.peft_config.values())
         if others and not self.mixed and others[0].peft_type != config.peft_type:
@@ -317,6 +276,11 @@ class AdaptedModel(nn.Module):
                 layer.enable_adapters(False)
             setattr(site.parent, site.child, layer)
         method.add(layer, site, adapter_name, config, options)
+        if not layer.training:
+            # New modules are in training mode by themselves; a new adapter's dropout must not act in evaluation.
+            for container in layer.children():
+                if isinstance(container, nn.ModuleDict) and adapter_name in container:
+                    container[adapter_name].eval()
         if options.low_cpu_mem_usage:
             to_meta(layer, adapter_name)
 
@@ -388,20 +352,3 @@ def _biases(model: nn.Module, mode: str) -> Iterator[nn.Parameter]:
         bias = getattr(site.module, "bias", None)
         if isinstance(bias, nn.Parameter):
             yield bias
-
-
-def _is_tied(model: nn.Module) -> bool:
-    """Whether the output head and the input embeddings are one tensor."""
-    embedding, head = (getattr(layer, "weight", None) for layer in embedding_layers(model))
-    return embedding is not None and embedding is head
-
-
-def _untie(model: Any) -> None:
-    """Says in the model's config that its embeddings are no longer tied: merging made them differ."""
-    if getattr(getattr(model, "config", None), "tie_word_embeddings", False):
-        model.config.tie_word_embeddings = False
-        warnings.warn(
-            "the merged embeddings differ from the output head's, so they are no longer tied "
-            "(tie_word_embeddings is now false)",
-            stacklevel=3,
-        )

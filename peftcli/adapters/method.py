@@ -48,6 +48,9 @@ class Method(ABC):
     def problem(self, site: Site, config: Any, model: nn.Module) -> str:
         """Why this module of the model cannot be adapted (with what can), or nothing."""
 
+    def aim(self, config: Any, model: nn.Module) -> None:  # noqa: B027  (most methods leave it to `target_modules`)
+        """Sets `target_modules`, where the method has a rule of its own for which layers are meant."""
+
     @abstractmethod
     def resolve(self, sites: Sequence[Site], config: Any, others: Sequence[Any], strict: bool) -> None:
         """Checks a config against the sites it names and the model's other adapters; completes it.

@@ -62,6 +62,15 @@ class PromptLearningConfig(PeftConfig):
         return problems
 
 
+def _tokenizer_problem(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, Mapping):
+        return f"must be a mapping, not {checks.shown(value)}"
+    # A config comes with an adapter from anywhere: it must not decide that code is run.
+    return "must not hold trust_remote_code" if "trust_remote_code" in value else ""
+
+
 @dataclass
 class WordedPromptConfig(PromptLearningConfig):
     """A prompt that may start as the base's own embeddings of a text."""
@@ -80,7 +89,7 @@ class WordedPromptConfig(PromptLearningConfig):
         **PromptLearningConfig.CHECKS,
         "prompt_tuning_init_text": checks.text,
         "tokenizer_name_or_path": checks.text,
-        "tokenizer_kwargs": lambda value: _tokenizer_problem(value),
+        "tokenizer_kwargs": _tokenizer_problem,
     }
 
     def conflicts(self) -> list[tuple[str, str]]:
@@ -94,12 +103,3 @@ class WordedPromptConfig(PromptLearningConfig):
         if self.tokenizer_kwargs and not is_text:
             problems.append(("tokenizer_kwargs", "does nothing without prompt_tuning_init: TEXT"))
         return problems
-
-
-def _tokenizer_problem(value: Any) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, Mapping):
-        return f"must be a mapping, not {checks.shown(value)}"
-    # A config comes with an adapter from anywhere: it must not decide that code is run.
-    return "must not hold trust_remote_code" if "trust_remote_code" in value else ""

@@ -35,7 +35,8 @@ class PromptEncoder(nn.Module):
 
     def prompt(self, rows: int, task_ids: torch.Tensor | None = None) -> torch.Tensor:  # noqa: ARG002  (for several tasks)
         """The whole prompt for each of B rows, (B, N, E)."""
-        return self(self.indices).expand(rows, -1, -1)
+        vectors: torch.Tensor = self(self.indices)
+        return vectors.expand(rows, -1, -1)
 
     def saved(self) -> dict[str, torch.Tensor]:
         """The tensors that the adapter's file holds: the live ones, or what `take` takes back."""
@@ -103,7 +104,9 @@ class NetworkPromptEncoder(PromptEncoder):
         }
         for name in self._aside:
             delattr(self, name)
-        self.embedding = nn.Embedding.from_pretrained(saved[SAVED], freeze=not trained)
+        prompt = saved[SAVED]
+        tokens, width = prompt.shape
+        self.embedding = nn.Embedding(tokens, width, _weight=prompt, _freeze=not trained)
 
     def unsaved(self) -> dict[str, torch.Tensor]:
         """The network and what goes in."""
@@ -122,7 +125,7 @@ class PromptStart(NamedTuple):
     """What a new prompt may start from."""
 
     # The base's word embeddings.
-    words: nn.Module
+    words: nn.Embedding
     # False where a file's weights follow, which need no start and no network.
     initialise: bool
 
@@ -171,7 +174,7 @@ def text_config(model: Any) -> Any:
     Raises:
         AdapterError: for a model without a config of Transformers.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not hasattr(config, "get_text_config"):
         raise AdapterError(f"{type(model).__name__} is no model of Transformers, which a prompt needs")
     return config.get_text_config()

@@ -151,6 +151,11 @@ class PromptedModel:
     def penalty(self) -> None:
         """Nothing is added to the loss."""
 
+    def own_loss(self) -> str:
+        """Why a loss made from logits alone is not that of the prompt in use, or nothing."""
+        current = self.current
+        return "" if current is None else current[0].own_loss(current[1])
+
     def fit(self, adapter_name: str, config: PeftConfig) -> None:
         """A prompt has one shape."""
 

@@ -59,9 +59,10 @@ class ModulesToSaveWrapper(nn.Module):
         if adapter_names is None or self._disable_adapters:
             return self.current()(*args, **kwargs)
         batch, *others = args
+        own = self.adapter_names()
         result: Any = None
         for name, rows in rows_of(adapter_names, batch).items():
-            module = self.modules_to_save[name] if name in self.modules_to_save else self.original_module
+            module = self.modules_to_save[name] if name in own else self.original_module
             part = module(batch[rows], *others, **kwargs)
             if result is None:
                 result = part.new_empty((len(batch), *part.shape[1:]))

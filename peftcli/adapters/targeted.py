@@ -74,7 +74,7 @@ class TargetedConfig(TargetsConfig):
 
 @dataclass
 class LayersConfig(TargetsConfig):
-    """As the first, and only layers of some numbers may be meant."""
+    """An adapter on named layers, of which only some numbers may be meant."""
 
     layers_to_transform: list[int] | int | None = field(
         default=None, metadata={"help": "adapt only the layers with these numbers"}
@@ -105,6 +105,6 @@ class LayersConfig(TargetsConfig):
 
 @dataclass
 class LayeredConfig(LayersConfig, TargetedConfig):
-    """Both."""
+    """The same, and some of the layers that are named may be left out."""
 
     CHECKS: ClassVar[Mapping[str, checks.Check]] = {**TargetedConfig.CHECKS, **LayersConfig.CHECKS}

@@ -44,7 +44,7 @@ def find_targets(
     sites = list(walk(model))
     wanted = _wanted(model, sites, config, takes)
     excluded = _Names(getattr(config, "exclude_modules", None))
-    saved = _inside(config.modules_to_save or ())
+    saved = _inside(getattr(config, "modules_to_save", None) or ())
     targets, layers = _Names(wanted), _Layers(config)
     found = []
     for site in sites:

@@ -79,9 +79,13 @@ class AutoPeftModel:
         hub["revision"] = revision
         source = str(pretrained_model_name_or_path)
         config = config or PeftConfig.from_pretrained(source, subfolder, **hub)
-        base_class = cls._base_class(config, IMPORT_ALLOWLIST if import_allowlist is None else import_allowlist)
+        base_class = cls._base_class(
+            config, IMPORT_ALLOWLIST if import_allowlist is None else import_allowlist
+        )
         if not config.base_model_name_or_path:
-            raise AdapterError("names no base model; load it and call PeftModel.from_pretrained", where=source)
+            raise AdapterError(
+                "names no base model; load it and call PeftModel.from_pretrained", where=source
+            )
         base = resolve_base(config.base_model_name_or_path, config.revision)
         model = base_class.from_pretrained(base.path, revision=base.revision or "main", **kwargs)
         _resize(model, source, subfolder, hub, trust_remote_code=kwargs.get("trust_remote_code", False))
@@ -153,10 +157,10 @@ class AutoPeftModelForFeatureExtraction(AutoPeftModel):
 
 def _resize(model: Any, source: str, subfolder: str | None, hub: Any, *, trust_remote_code: bool) -> None:
     """Gives the base as many embeddings as the adapter's file has, or at least as its tokenizer has tokens."""
-    if not hasattr(model, "get_input_embeddings"):
+    weight = getattr(model.get_input_embeddings(), "weight", None) if hasattr(model, "config") else None
+    if weight is None:  # what is no table, such as an image's patches
         return
-    embedding = model.get_input_embeddings()
-    rows = len(embedding.weight)
+    rows = len(weight)
     wanted = _saved_rows(model, fetch(source, WEIGHTS_NAME, subfolder, **hub))
     if wanted is None:
         wanted = max(rows, _tokens(source, hub, trust_remote_code=trust_remote_code))
@@ -186,6 +190,9 @@ def _tokens(source: str, hub: Any, *, trust_remote_code: bool) -> int:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
-        source, revision=hub["revision"] or "main", token=hub.get("token"), trust_remote_code=trust_remote_code
+        source,
+        revision=hub["revision"] or "main",
+        token=hub.get("token"),
+        trust_remote_code=trust_remote_code,
     )
     return len(tokenizer)

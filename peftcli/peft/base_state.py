@@ -46,7 +46,9 @@ def set_base_model_state_dict(
     unexpected = [key for key in state_dict if key not in live]
     if strict and (missing or unexpected):
         lists = (("misses", missing), ("has, and the base has not,", unexpected))
-        raise AdapterError("; ".join(f"the state dict {verb} {', '.join(keys)}" for verb, keys in lists if keys))
+        raise AdapterError(
+            "; ".join(f"the state dict {verb} {', '.join(keys)}" for verb, keys in lists if keys)
+        )
     base.load_state_dict({live[key]: state_dict[key] for key in live if key in state_dict}, strict=False)
     return LoadResult(missing, unexpected)
 

@@ -37,7 +37,9 @@ def write_card(folder: Path, facts: CardFacts) -> None:
     from huggingface_hub import ModelCard
 
     path = folder / CARD_NAME
-    card: Any = ModelCard.load(path) if path.is_file() else ModelCard(f"---\nlibrary_name: peft\n---\n{_text(facts)}")
+    card: Any = (
+        ModelCard.load(path) if path.is_file() else ModelCard(f"---\nlibrary_name: peft\n---\n{_text(facts)}")
+    )
     method = str(facts.config.peft_type).lower()
     tags = {*(card.data.tags or ()), *facts.tags, "peft", method}
     card.data["library_name"] = "peft"  # also in a card that was there

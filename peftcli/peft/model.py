@@ -17,9 +17,10 @@ from peftcli.adapters.method import AddOptions
 from peftcli.adapters.prompted import PromptedModel
 from peftcli.errors import AdapterError
 from peftcli.hub import HubOptions
-from peftcli.peft import prompt_forward
+from peftcli.peft import prompt_forward, prompt_generation
 from peftcli.peft.saving import Saved
 from peftcli.peft.storage import LoadResult, load_peft_weights, set_peft_model_state_dict
+from peftcli.peft.trainer import labelled, sign_as
 
 
 class PeftModel(Saved):
@@ -60,7 +61,9 @@ class PeftModel(Saved):
         if getattr(model, "is_activation_checkpointing", False):
             base: Any = model
             base.enable_input_require_grads()
+        sign_as(self, model)
 
+    @labelled("labels")
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's, with the adapters in use."""
         tuner = self.tuner
@@ -72,7 +75,7 @@ class PeftModel(Saved):
         """The base model's, with the adapters in use."""
         tuner = self.tuner
         if isinstance(tuner, PromptedModel):
-            return prompt_forward.generate(tuner, args, kwargs)
+            return prompt_generation.generate(tuner, args, kwargs)
         return tuner.generate(*args, **kwargs)
 
     @contextmanager
@@ -164,7 +167,7 @@ class PeftModel(Saved):
             raise
         if is_trainable:
             self.tuner.set_requires_grad(adapter_name)
-        else:
+        elif self.training:
             self.eval()
         return result
 
@@ -261,6 +264,11 @@ class PeftModelForQuestionAnswering(PeftModel):
     """For models that find an answer in a text; the head is trained whole."""
 
     heads = ("qa_outputs",)
+
+    @labelled("start_positions", "end_positions")
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The base model's, with the adapters in use."""
+        return super().forward(*args, **kwargs)
 
 
 class PeftModelForFeatureExtraction(PeftModel):

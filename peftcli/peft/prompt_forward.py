@@ -1,4 +1,4 @@
-"""How a prompt gets into a model: what becomes of the arguments of its `forward`, and of each step of `generate`.
+"""How a prompt gets into a model: what becomes of the arguments of its `forward`.
 
 A prompt is vectors before the input's embeddings, or keys and values that are in the cache already when the input
 comes. Either way the model sees N tokens more: masks, positions and labels move along. Logits stand for the virtual
@@ -8,9 +8,8 @@ tokens, E numbers of an embedding.
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -105,9 +104,9 @@ def forward(tuner: PromptedModel, args: tuple[Any, ...], kwargs: Mapping[str, An
         return base(**arguments)
     if prompt.method.keys_and_values:
         return _with_prefix(prompt, arguments)
-    if prompt.config.task_type == TaskType.SEQ_CLS and not prompt.has_decoder:
-        if arguments.get("input_ids") is not None:
-            return _with_marked_ids(prompt, arguments, task_ids)
+    is_classified = prompt.config.task_type == TaskType.SEQ_CLS and not prompt.has_decoder
+    if is_classified and arguments.get("input_ids") is not None:
+        return _with_marked_ids(prompt, arguments, task_ids)
     insert = _before_halves if prompt.has_decoder else _before_input
     return prompt.method.call(base, insert(prompt, arguments, task_ids), prompt.config)
 
@@ -122,15 +121,16 @@ def _named(base: nn.Module, args: tuple[Any, ...]) -> Arguments:
 
 def _before_input(prompt: Prompt, arguments: Arguments, task_ids: torch.Tensor | None) -> Arguments:
     """The virtual tokens before the input of a model that has one."""
-    embedded = _input(prompt, arguments)
+    embedded = input_embeddings(prompt, arguments)
     vectors = prompt.vectors(len(embedded), task_ids).to(embedded)
-    moved = _moved(prompt, arguments, len(embedded))
+    moved = moved_along(prompt, arguments, len(embedded))
     moved["inputs_embeds"] = torch.cat([vectors, embedded], dim=1)
     moved.pop("input_ids", None)
     return moved
 
 
-def _input(prompt: Prompt, arguments: Arguments) -> torch.Tensor:
+def input_embeddings(prompt: Prompt, arguments: Arguments) -> torch.Tensor:
+    """The embeddings of the input, (B, T, E), whichever way it is given."""
     given = arguments.get("inputs_embeds")
     if given is None:
         ids = arguments.get("input_ids")
@@ -141,14 +141,14 @@ def _input(prompt: Prompt, arguments: Arguments) -> torch.Tensor:
     return embeddings
 
 
-def _moved(prompt: Prompt, arguments: Arguments, rows: int) -> Arguments:
+def moved_along(prompt: Prompt, arguments: Arguments, rows: int) -> Arguments:
     """What goes with the input, with N places more at its front."""
     moved = dict(arguments)
     for name, value in (("attention_mask", 1), ("token_type_ids", 0), ("labels", IGNORED)):
         tensor = arguments.get(name)
         # A label of a whole row stays as it is.
-        if tensor is not None and (name != "labels" or tensor.dim() == 2 and _labels_tokens(prompt)):
-            moved[name] = _longer(prompt, tensor, rows, value, name)
+        if tensor is not None and (name != "labels" or (tensor.dim() == 2 and _labels_tokens(prompt))):
+            moved[name] = longer(prompt, tensor, rows, value, name)
     if (positions := arguments.get("position_ids")) is not None:
         moved["position_ids"] = _positions(prompt, positions)
     for name in ("start_positions", "end_positions"):
@@ -164,7 +164,7 @@ def _labels_tokens(prompt: Prompt) -> bool:
     return prompt.config.task_type in (TaskType.CAUSAL_LM, TaskType.TOKEN_CLS)
 
 
-def _longer(prompt: Prompt, tensor: torch.Tensor, rows: int, value: int, name: str = "") -> torch.Tensor:
+def longer(prompt: Prompt, tensor: torch.Tensor, rows: int, value: int, name: str = "") -> torch.Tensor:
     """(B, T) with N equal columns before it."""
     if tensor.dim() != 2:
         raise AdapterError(
@@ -193,8 +193,8 @@ def _with_marked_ids(prompt: Prompt, arguments: Arguments, task_ids: torch.Tenso
         replaced.append(True)
         return torch.cat([vectors.to(embedded), embedded[:, prompt.length :]], dim=1)
 
-    moved = _moved(prompt, arguments, len(ids))
-    moved["input_ids"] = _longer(prompt, ids, len(ids), 1 if padding == 0 else 0)
+    moved = moved_along(prompt, arguments, len(ids))
+    moved["input_ids"] = longer(prompt, ids, len(ids), 1 if padding == 0 else 0)
     handle = word_embeddings(prompt.model).register_forward_hook(replace)
     try:
         outputs = prompt.method.call(prompt.model, moved, prompt.config)
@@ -206,17 +206,18 @@ def _with_marked_ids(prompt: Prompt, arguments: Arguments, task_ids: torch.Tenso
 
 def _before_halves(prompt: Prompt, arguments: Arguments, task_ids: torch.Tensor | None) -> Arguments:
     """The virtual tokens before the encoder's input, and for some methods others before the decoder's."""
-    embedded = _input(prompt, arguments)
+    embedded = input_embeddings(prompt, arguments)
     vectors = prompt.vectors(len(embedded), task_ids).to(embedded)
     moved = dict(arguments)
     moved.pop("input_ids", None)
     moved["inputs_embeds"] = torch.cat([vectors[:, : prompt.length], embedded], dim=1)
     if (mask := arguments.get("attention_mask")) is not None:
-        moved["attention_mask"] = _longer(prompt, mask, len(embedded), 1, "attention_mask")
-    return _before_decoder(prompt, moved, vectors[:, prompt.length :]) if prompt.decodes else moved
+        moved["attention_mask"] = longer(prompt, mask, len(embedded), 1, "attention_mask")
+    return before_decoder(prompt, moved, vectors[:, prompt.length :]) if prompt.decodes else moved
 
 
-def _before_decoder(prompt: Prompt, arguments: Arguments, vectors: torch.Tensor) -> Arguments:
+def before_decoder(prompt: Prompt, arguments: Arguments, vectors: torch.Tensor) -> Arguments:
+    """Virtual tokens before the decoder's input, (B, N, E)."""
     moved = dict(arguments)
     rows = len(vectors)
     embedded, ids, labels = (
@@ -228,9 +229,9 @@ def _before_decoder(prompt: Prompt, arguments: Arguments, vectors: torch.Tensor)
         embedded = prompt.embedded(ids)
     moved["decoder_inputs_embeds"] = torch.cat([vectors.to(embedded), embedded], dim=1)
     if labels is not None:
-        moved["labels"] = _longer(prompt, labels, rows, IGNORED, "labels")
+        moved["labels"] = longer(prompt, labels, rows, IGNORED, "labels")
     if (mask := moved.get("decoder_attention_mask")) is not None:
-        moved["decoder_attention_mask"] = _longer(prompt, mask, rows, 1, "decoder_attention_mask")
+        moved["decoder_attention_mask"] = longer(prompt, mask, rows, 1, "decoder_attention_mask")
     return moved
 
 
@@ -249,7 +250,7 @@ def _with_prefix(prompt: Prompt, arguments: Arguments) -> Any:
         given = arguments.get("inputs_embeds")
     if given is None:
         raise AdapterError("input_ids or inputs_embeds is needed")
-    moved = _behind_prefix(prompt, arguments, len(given))
+    moved = behind_prefix(prompt, arguments, len(given))
     cache = prompt.cache(len(given))
     if "past_key_values" in inspect.signature(base.forward).parameters:
         return prompt.method.call(base, {**moved, "past_key_values": cache}, prompt.config)
@@ -257,12 +258,12 @@ def _with_prefix(prompt: Prompt, arguments: Arguments) -> Any:
         return prompt.method.call(base, moved, prompt.config)
 
 
-def _behind_prefix(prompt: Prompt, arguments: Arguments, rows: int) -> Arguments:
+def behind_prefix(prompt: Prompt, arguments: Arguments, rows: int) -> Arguments:
     """What goes with the input when N tokens are in the cache before it."""
     moved = dict(arguments)
     name = "decoder_attention_mask" if prompt.has_decoder else "attention_mask"
     if (mask := arguments.get(name)) is not None:
-        moved[name] = _longer(prompt, mask, rows, 1, name)
+        moved[name] = longer(prompt, mask, rows, 1, name)
     if (positions := arguments.get("position_ids")) is not None:
         moved["position_ids"] = positions + prompt.length
     return moved
@@ -291,129 +292,3 @@ def _given(module: nn.Module, **more: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-# Generating.
-
-
-def generate(tuner: PromptedModel, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What the base generates with the prompt in use."""
-    base: Any = tuner.model
-    arguments = dict(kwargs)
-    task_ids = arguments.pop("task_ids", None)
-    prompt = current(tuner)
-    if prompt is None:
-        return base.generate(*args, **arguments)
-    if prompt.has_decoder and not prompt.method.keys_and_values:
-        if args:
-            arguments["input_ids"], args = args[0], (None, *args[1:])
-        arguments = _before_encoder(prompt, arguments, task_ids)
-    with _each_step(prompt, task_ids):
-        return base.generate(*args, **arguments)
-
-
-def _before_encoder(prompt: Prompt, arguments: Arguments, task_ids: torch.Tensor | None) -> Arguments:
-    """The virtual tokens before the encoder's input: it is run once, before the first step."""
-    moved = dict(arguments)
-    if "inputs" in moved:
-        moved["input_ids"] = moved.pop("inputs")
-    embedded = _input(prompt, moved)
-    vectors = prompt.vectors(len(embedded), task_ids)[:, : prompt.length].to(embedded)
-    moved.pop("input_ids", None)
-    moved["inputs_embeds"] = torch.cat([vectors, embedded], dim=1)
-    if (mask := arguments.get("attention_mask")) is not None:
-        moved["attention_mask"] = _longer(prompt, mask, len(embedded), 1, "attention_mask")
-    return moved
-
-
-@contextmanager
-def _each_step(prompt: Prompt, task_ids: torch.Tensor | None) -> Iterator[None]:
-    """Lets the base's `generate` prepare each of its steps with the prompt, for as long as the context lasts."""
-    name = "prepare_inputs_for_generation"
-    before = vars(prompt.model).get(name)
-    setattr(prompt.model, name, preparing(prompt, task_ids))
-    try:
-        yield
-    finally:
-        delattr(prompt.model, name)
-        if before is not None:
-            setattr(prompt.model, name, before)
-
-
-def preparing(prompt: Prompt, task_ids: torch.Tensor | None = None) -> Callable[..., Arguments]:
-    """The base's `prepare_inputs_for_generation`, with the prompt: it comes in where the cache is still empty."""
-    prepare = prompt.model.prepare_inputs_for_generation
-    if prompt.has_decoder:
-        step = _decoder_step
-    else:
-        step = _prefix_step if prompt.method.keys_and_values else _step
-
-    # `generate` looks at its signature.
-    @functools.wraps(prepare)
-    def prepared(input_ids: torch.Tensor, **arguments: Any) -> Arguments:
-        cache = arguments.get("past_key_values")
-        if getattr(cache, "is_compileable", False):
-            raise AdapterError(
-                "a cache of fixed size has no place for a prompt; leave cache_implementation out"
-            )
-        # Without a cache each step is the first; some models give one back all the same.
-        is_first = cache is None or not cache.get_seq_length() or arguments.get("use_cache") is False
-        return step(prompt, prepare, input_ids, arguments, is_first, task_ids)
-
-    return prepared
-
-
-def _step(
-    prompt: Prompt,
-    prepare: Callable[..., Arguments],
-    input_ids: torch.Tensor,
-    arguments: Arguments,
-    is_first: bool,
-    task_ids: torch.Tensor | None,
-) -> Arguments:
-    moved = _moved(prompt, arguments, len(input_ids))
-    if is_first:
-        given = arguments.get("inputs_embeds") if arguments.get("is_first_iteration") else None
-        embedded = prompt.embedded(input_ids) if given is None else given
-        vectors = prompt.vectors(len(embedded), task_ids).to(embedded)
-        moved |= {
-            "inputs_embeds": torch.cat([vectors, embedded], dim=1),
-            "is_first_iteration": True,
-            "next_sequence_length": None,
-        }
-    return prepare(input_ids, **moved)
-
-
-def _prefix_step(
-    prompt: Prompt,
-    prepare: Callable[..., Arguments],
-    input_ids: torch.Tensor,
-    arguments: Arguments,
-    is_first: bool,
-    _: torch.Tensor | None,
-) -> Arguments:
-    moved = _behind_prefix(prompt, arguments, len(input_ids))
-    if is_first:
-        moved["past_key_values"] = prompt.cache(len(input_ids))
-    return prepare(input_ids, **moved)
-
-
-def _decoder_step(
-    prompt: Prompt,
-    prepare: Callable[..., Arguments],
-    input_ids: torch.Tensor,
-    arguments: Arguments,
-    is_first: bool,
-    task_ids: torch.Tensor | None,
-) -> Arguments:
-    if prompt.method.keys_and_values:
-        return _prefix_step(prompt, prepare, input_ids, arguments, is_first, task_ids)
-    moved = prepare(input_ids, **arguments)
-    if not prompt.decodes:
-        return moved
-    if is_first:
-        vectors = prompt.vectors(len(input_ids), task_ids)[:, prompt.length :]
-        return _before_decoder(prompt, moved, vectors)
-    if (mask := moved.get("decoder_attention_mask")) is not None:
-        moved["decoder_attention_mask"] = _longer(prompt, mask, len(input_ids), 1, "decoder_attention_mask")
-    return moved

@@ -12,7 +12,7 @@ from peftcli.adapters.engine import AdaptedModel
 from peftcli.adapters.prompt_method import SAVED, word_embeddings
 from peftcli.adapters.prompted import PromptedModel
 from peftcli.errors import AdapterError
-from peftcli.peft import prompt_forward
+from peftcli.peft import prompt_forward, prompt_generation
 
 
 class Prompts(nn.Module):
@@ -82,7 +82,7 @@ class Prompts(nn.Module):
         prepared: dict[str, Any] = (
             prepare(*args, **kwargs)
             if prompt is None
-            else prompt_forward.preparing(prompt, task_ids)(*args, **kwargs)
+            else prompt_generation.preparing(prompt, task_ids)(*args, **kwargs)
         )
         return prepared
 

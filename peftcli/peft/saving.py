@@ -21,6 +21,7 @@ from peftcli.peft.storage import (
     save_weights,
 )
 from peftcli.peft.surface import Surface
+from peftcli.peft.trainer import apart
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -75,6 +76,11 @@ class Saved(Surface):
                 config.save_pretrained(target)
         if is_main_process:
             self.create_or_update_model_card(folder)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Every tensor of the model; tied ones come apart, so that Trainer can write them."""
+        state = super().state_dict(*args, **kwargs)
+        return state if args or kwargs else apart(state)
 
     def create_or_update_model_card(self, output_dir: str | Path) -> None:
         """Writes README.md into a folder, or updates the metadata of one that is there."""

@@ -22,6 +22,7 @@ from peftcli.adapters.state import adapter_state, embedding_state, embeddings_ar
 from peftcli.errors import AdapterError, HubError
 from peftcli.files import write_tensors
 from peftcli.hub import HubOptions, fetch
+from peftcli.peft.trainer import apart
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -103,12 +104,7 @@ def save_weights(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
     """Writes the tensors, whole or not at all; tensors that share memory are written apart."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: state[key].detach().cpu().contiguous() for key in sorted(state)}
-    seen: set[int] = set()
-    for key, tensor in tensors.items():
-        if tensor.data_ptr() in seen:
-            tensors[key] = tensor.clone()
-        seen.add(tensor.data_ptr())
-    write_tensors(folder / WEIGHTS_NAME, tensors)
+    write_tensors(folder / WEIGHTS_NAME, apart(tensors))
 
 
 def get_peft_model_state_dict(

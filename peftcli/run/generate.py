@@ -100,7 +100,10 @@ class Generator:
         return [results[at] for at in range(len(prompts))]
 
     def _context_length(self) -> int | None:
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        # The virtual tokens of a prompt have places, too.
+        adapter = getattr(self.model, "active_peft_config", None)
+        return None if limit is None else limit - (getattr(adapter, "num_virtual_tokens", None) or 0)
 
     def _generate(self, prompts: Sequence[list[int]], room: int, streamer: Stream | None) -> list[Completion]:
         import torch

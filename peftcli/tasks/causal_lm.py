@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from peftcli.adapters.prompted import PromptedModel
 from peftcli.data.example import Chat, Completion, Example, Instruction, Row, Text
 from peftcli.data.prompt import Prompter
 from peftcli.data.tokens import IGNORED, Encoded, Passage, encode_passages, require_offsets
@@ -196,6 +197,9 @@ class CausalLM:
             raise ModelError(
                 f"the tokenizer gives token {self._largest}, and the base knows {size}: they do not belong together"
             )
+        tuner = getattr(model, "tuner", None)
+        if isinstance(tuner, PromptedModel):
+            self._check_prompt(tuner)
         if not self._packing:
             return
         self._flat = "flash" in str(getattr(getattr(base, "config", None), "_attn_implementation", ""))
@@ -206,6 +210,14 @@ class CausalLM:
         else:
             return
         raise ModelError(f"data.packing: {type(base).__name__} {problem}; set data.packing to false")
+
+    def _check_prompt(self, tuner: PromptedModel) -> None:
+        if reason := tuner.own_loss():
+            raise ModelError(f"adapter: {reason}, which a recipe does not do; it trains on the rows only")
+        if self._packing:
+            raise ModelError(
+                "data.packing: a prompt stands before the first of the packed rows only; set data.packing to false"
+            )
 
     # The loss.
 
@@ -248,7 +260,9 @@ def _trained_logits(model: nn.Module, batch: Batch) -> Tensor:
     kept = batch["kept"]
     if _keeps_by_row(base):
         return _logits(model, base, {**inputs, "logits_to_keep": kept})
-    return _logits(model, base, inputs).take_along_dim(kept.unsqueeze(-1), dim=1)
+    # Where a prompt stands before the tokens, it has logits, too.
+    own = _logits(model, base, inputs)[:, -batch["input_ids"].shape[1] :]
+    return own.take_along_dim(kept.unsqueeze(-1), dim=1)
 
 
 def _logits(model: nn.Module, base: nn.Module, inputs: dict[str, Any]) -> Tensor:

@@ -163,7 +163,7 @@ def test_a_resumed_training_has_what_made_the_prompt(case: PromptCase, tmp_path:
     model.save_pretrained(tmp_path)
     kept = copy.deepcopy(model.tuner.training_state())
     other = adapt(case)
-    parameters = {name: parameter for name, parameter in other.prompt_encoder.named_parameters()}
+    parameters = dict(other.prompt_encoder.named_parameters())
     set_peft_model_state_dict(other, load_peft_weights(tmp_path))
     other.tuner.load_training_state(kept)
     assert torch.equal(outputs(other, inputs(case)), outputs(model, inputs(case)))
@@ -413,8 +413,8 @@ def test_a_prefix_and_activation_checkpointing_do_not_go_together_and_a_prompt_a
 
 def test_what_cannot_be_is_said():
     model = words()
+    model.add_adapter("second", model.active_peft_config)
     with pytest.raises(AdapterError, match="only one prompt can be in use"):
-        model.add_adapter("second", model.active_peft_config)
         model.set_adapter(["default", "second"])
     with pytest.raises(AdapterError, match="cannot be merged"):
         model.merge_and_unload()

@@ -138,23 +138,23 @@ def test_randlora_s_saved_bases_go_both_ways_though_peft_saves_them_once_a_layer
 
 def test_bases_too_sparse_for_a_layer_are_refused_and_leave_the_model_as_it_was():
     model = torch.nn.ModuleDict({"one": torch.nn.Linear(4, 4)})
+    config = RandLoraConfig(r=1, target_modules=["one"], very_sparse=True, projection_prng_key=2)
     with pytest.raises(AdapterError, match="leave nothing of sparse bases"):
-        for key in range(200):
-            config = RandLoraConfig(r=1, target_modules=["one"], very_sparse=True, projection_prng_key=key)
-            get_peft_model(torch.nn.ModuleDict(model), config)
+        get_peft_model(model, config)
+    assert type(model["one"]) is torch.nn.Linear
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_the_scaled_bases_gradients_are_autograd_s():
     generator = torch.Generator().manual_seed(1)
-    A, lambdas, gammas = (
+    basis, lambdas, gammas = (
         torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
         for shape in ((3, 1, 5), (3, 2), (2, 5))
     )
-    product = ScaledBases.apply(A.detach(), lambdas, gammas)
-    torch.testing.assert_close(product, lambdas[:, :, None] * A * gammas)
+    product = ScaledBases.apply(basis.detach(), lambdas, gammas)
+    torch.testing.assert_close(product, lambdas[:, :, None] * basis * gammas)
     assert torch.autograd.gradcheck(
-        lambda *trained: ScaledBases.apply(A.detach(), *trained), (lambdas, gammas)
+        lambda *trained: ScaledBases.apply(basis.detach(), *trained), (lambdas, gammas)
     )
 
 
@@ -195,9 +195,7 @@ def test_mixtures_alone_go_both_ways(num_vectors: int, tmp_path: Path):
     for side, model in (("ours", one), ("theirs", other)):
         model.save_pretrained(tmp_path / side)
     files = [load_file(tmp_path / side / WEIGHTS) for side in ("ours", "theirs")]
-    said = [
-        {key: (value.shape, value.dtype) for key, value in sorted(tensors.items())} for tensors in files
-    ]
+    said = [{key: (value.shape, value.dtype) for key, value in sorted(tensors.items())} for tensors in files]
     assert said[0] == said[1]
     theirs_of_ours = peft.PeftModel.from_pretrained(base(), tmp_path / "ours")
     ours_of_theirs = PeftModel.from_pretrained(base(), tmp_path / "theirs")
@@ -244,7 +242,9 @@ def test_the_savable_parameters_are_counted_as_peft_counts_them(
 
 
 def test_vectors_that_do_not_fit_a_layer_are_refused():
-    with pytest.raises(AdapterError, match=r"mid has 16 inputs and 10 outputs, which vector_length 4 does not"):
+    with pytest.raises(
+        AdapterError, match=r"mid has 16 inputs and 10 outputs, which vector_length 4 does not"
+    ):
         get_peft_model(Net(), VBLoRAConfig(vector_length=4, target_modules=["mid"]))
 
 

@@ -51,7 +51,9 @@ def base_folder(tmp_path: Path) -> str:
 
 def adapted(base_folder: str, **changes) -> PeftModel:
     fields = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", "init_lora_weights": False}
-    return get_peft_model(LlamaForCausalLM.from_pretrained(base_folder), LoraConfig(**fields | changes)).eval()
+    return get_peft_model(
+        LlamaForCausalLM.from_pretrained(base_folder), LoraConfig(**fields | changes)
+    ).eval()
 
 
 def test_a_pushed_adapter_comes_back_by_its_name_and_is_the_same(local_hub: HubServer, base_folder: str):
@@ -254,8 +256,9 @@ def test_the_base_gets_as_many_embeddings_as_the_adapter_has(
 def test_the_tables_hold_what_is_registered():
     for peft_type, config in peftcli.PEFT_TYPE_TO_CONFIG_MAPPING.items():
         assert config.__name__ == peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft_type].__name__
-        assert peftcli.PEFT_TYPE_TO_TUNER_MAPPING[peft_type].prefix == (
-            peftcli.PEFT_TYPE_TO_PREFIX_MAPPING[peft_type]
+        assert (
+            peftcli.PEFT_TYPE_TO_TUNER_MAPPING[peft_type].prefix
+            == (peftcli.PEFT_TYPE_TO_PREFIX_MAPPING[peft_type])
         )
     assert peftcli.PEFT_TYPE_TO_CONFIG_MAPPING["LORA"] is LoraConfig
     assert "ADAMSS" not in peftcli.PEFT_TYPE_TO_CONFIG_MAPPING

@@ -161,7 +161,10 @@ def test_an_adapter_without_memory_gets_it_with_its_weights(kind: Any, fields: d
     shake(full)
     model = get_peft_model(base(), made, low_cpu_mem_usage=True)
     model.add_adapter("other", made, low_cpu_mem_usage=True)
-    assert all(tensor.is_meta for key, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items())
+    assert all(
+        tensor.is_meta
+        for key, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+    )
     trained = [(name, p.requires_grad) for name, p in full.named_parameters()]
     for name in ("default", "other"):
         set_peft_model_state_dict(model, get_peft_model_state_dict(full), name, low_cpu_mem_usage=True)
@@ -221,7 +224,9 @@ def test_the_base_s_state_has_the_keys_that_it_has_without_adapters(tied: bool):
     state = get_base_model_state_dict(model)
     assert state.keys() == plain.keys()
     assert all(torch.equal(state[key], plain[key]) for key in plain)
-    theirs = peft.get_peft_model(base(tie_word_embeddings=tied), config(peft.LoraConfig, target_modules=targets))
+    theirs = peft.get_peft_model(
+        base(tie_word_embeddings=tied), config(peft.LoraConfig, target_modules=targets)
+    )
     assert state.keys() == peft.get_base_model_state_dict(theirs).keys()
 
 

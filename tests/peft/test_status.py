@@ -16,7 +16,11 @@ from peftcli.peft.model import get_peft_model
 from peftcli.peft.status import get_layer_status, get_model_status
 from tests.methods.cases import llama, net
 
-FIELDS: dict[str, Any] = {"r": 2, "target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["lm_head"]}
+FIELDS: dict[str, Any] = {
+    "r": 2,
+    "target_modules": ["q_proj", "embed_tokens"],
+    "modules_to_save": ["lm_head"],
+}
 
 
 def models() -> tuple[Any, Any]:

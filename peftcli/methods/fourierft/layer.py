@@ -19,7 +19,7 @@ from peftcli.adapters.weights import adapter_dtype, weight_of
 from peftcli.methods.fourierft.config import FourierFTConfig
 
 
-class Linear(AdditiveLinear):
+class FourierFTLinear(AdditiveLinear):
     """nn.Linear, or the Conv1D of Transformers, with FourierFT adapters on it."""
 
     adapter_layer_names = ("fourierft_spectrum",)
@@ -39,7 +39,7 @@ class Linear(AdditiveLinear):
         self.fourierft_random_loc_seed: dict[str, int] = {}
 
     def add(self, name: str, n_frequency: int, config: FourierFTConfig, *, autocast: bool) -> None:
-        """Makes a new adapter: chooses entries, with zeros or random numbers in them."""
+        """Makes a new adapter: chooses entries, and puts zeros or random numbers in them."""
         base = self.get_base_layer()
         dtype, device = adapter_dtype(base, autocast=autocast), weight_of(base).device
         self.fourierft_n_frequency[name], self.fourierft_scaling[name] = n_frequency, config.scaling

@@ -15,15 +15,15 @@ from peftcli.adapters.naming import complain, similar
 from peftcli.adapters.patterns import by_pattern, matches
 from peftcli.errors import AdapterError
 from peftcli.methods.fourierft.config import FourierFTConfig
-from peftcli.methods.fourierft.layer import Linear
+from peftcli.methods.fourierft.layer import FourierFTLinear
 
 
 class FourierFTMethod(LayerMethod):
     """FourierFT."""
 
     prefix = "fourierft_"
-    layer = Linear
-    kinds: ClassVar = {nn.Linear: Linear, Conv1D: Linear}
+    layer = FourierFTLinear
+    kinds: ClassVar = {nn.Linear: FourierFTLinear, Conv1D: FourierFTLinear}
 
     def resolve(
         self,
@@ -58,7 +58,7 @@ class FourierFTMethod(LayerMethod):
         options: AddOptions,
     ) -> None:
         """Makes a new adapter with as many entries as its name has."""
-        assert isinstance(layer, Linear)
+        assert isinstance(layer, FourierFTLinear)
         layer.add(adapter_name, _count(config, site), config, autocast=options.autocast_adapter_dtype)
 
 

@@ -48,10 +48,11 @@ def swap(tuner: Any, adapter_name: str, state: Mapping[str, torch.Tensor], confi
         layer.r[adapter_name] = int(by_pattern(config.rank_pattern, name, config.r))
         layer.lora_alpha[adapter_name] = by_pattern(config.alpha_pattern, name, config.lora_alpha)
         layer.use_rslora[adapter_name] = config.use_rslora
-        factor: Any = layer.scaling[adapter_name]
+        scaling: dict[str, Any] = layer.scaling
+        factor = scaling[adapter_name]
         layer.set_scale(adapter_name, 1.0)
         if isinstance(factor, torch.Tensor):
-            layer.scaling[adapter_name] = factor.fill_(layer.scaling[adapter_name])
+            scaling[adapter_name] = factor.fill_(scaling[adapter_name])
     tuner.peft_config[adapter_name] = config
 
 

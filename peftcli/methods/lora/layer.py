@@ -235,28 +235,32 @@ class Linear(LoraLayer):
         weights = None if args or kwargs else self._plain_weights(x)
         if weights is None:
             return super().forward(x, *args, **kwargs)
-        dropout: Any = self.lora_dropout[self._active_adapter[0]]
-        share = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
-        scale_O = self.lora_variant[self._active_adapter[0]].output_scale(self, self._active_adapter[0])
+        name = self._active_adapter[0]
+        dropout: Any = _inside(self, "lora_dropout", name)
+        share = dropout.p if dropout.training and isinstance(dropout, nn.Dropout) else 0.0
+        scale_O = self.lora_variant[name].output_scale(self, name)
         if scale_O is not None:
             return super().forward(x) if share else _scaled(x, weights, scale_O)
-        if torch.is_grad_enabled() or share or x.dtype != weights.A_RI.dtype:
+        if share or torch.is_grad_enabled() or x.dtype != weights.A_RI.dtype:
             return fused(x, weights, share)
         return without_gradient(x, weights)
 
     def _plain_weights(self, x: torch.Tensor) -> Weights | None:
         """What the fused operations take, or None where they would not give what `LoraLayer.forward` gives."""
-        base, name = self.base_layer, self._active_adapter[0] if len(self._active_adapter) == 1 else ""
+        name = self._active_adapter[0] if len(self._active_adapter) == 1 else ""
         if name not in self.r or self._disable_adapters or self.merged_adapters:
             return None
+        base = _inside(self, "base_layer")
+        A, B = _inside(self, "lora_A", name), _inside(self, "lora_B", name)
         # Subclasses of nn.Linear (quantized ones) may do more than W x + b, and so may hooks.
-        if type(base) is not nn.Linear:
+        if type(base) is not nn.Linear or not (
+            _is_called_plainly(base)
+            and _is_called_plainly(A)
+            and _is_called_plainly(B)
+            and _is_called_plainly(_inside(self, "lora_dropout", name))
+        ):
             return None
-        parts = (base, self.lora_A[name], self.lora_B[name], self.lora_dropout[name])
-        if not all(map(_is_called_plainly, parts)):
-            return None
-        A_RI, B_OR = self.factors(name)
-        weights = Weights(base.weight, base.bias, A_RI, B_OR, self.scaling[name])
+        weights = Weights(base.weight, base.bias, A.weight, B.weight, self.scaling[name])
         return weights if _fit(x, weights) else None
 
     def base_product(self, x: torch.Tensor) -> torch.Tensor:
@@ -285,11 +289,23 @@ def _scaled(x: torch.Tensor, weights: Weights, scale_O: torch.Tensor) -> torch.T
     return scaled if weights.bias_O is None else scaled + weights.bias_O
 
 
+def _inside(module: Any, *names: str) -> Any:
+    """A module in it, past nn.Module's own look-up: for a single token that costs as much as the products."""
+    for name in names:
+        module = module.__dict__["_modules"][name]
+    return module
+
+
 def _is_called_plainly(module: nn.Module) -> bool:
     """Whether calling the module does what its class says: nothing is hooked on, nothing patched over."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    inside = vars(module)
-    return "forward" not in inside and not any(inside[name] for name in hooks)
+    inside = module.__dict__
+    return not (
+        inside["_forward_hooks"]
+        or inside["_forward_pre_hooks"]
+        or inside["_backward_hooks"]
+        or inside["_backward_pre_hooks"]
+        or "forward" in inside
+    )
 
 
 def _fit(x: torch.Tensor, weights: Weights) -> bool:

@@ -46,12 +46,13 @@ class LoraMethod(Method):
             return f"{site.name} is a {type(base).__name__}; LoRA takes {SUPPORTED}"
         if "Mamba" in type(site.parent).__name__ and site.child in _MAMBA_LAYERS:
             return f"{site.name}: Mamba's kernels read this layer's weight past the adapter; leave it out"
+        if nested := self._nested_problem(site, config):
+            return nested
         if isinstance(base, nn.Embedding):
             return f"{site.name} is an embedding with max_norm" if base.max_norm is not None else ""
         if type(base) in CONVOLUTIONS:
             return self._convolution_problem(site, base, config)
-        start = strategy_of(config.init_lora_weights)
-        if start.changes_base and is_quantized(base):
+        if strategy_of(config.init_lora_weights).changes_base and is_quantized(base):
             return (
                 f"{site.name} is quantized; init_lora_weights {config.init_lora_weights!r} changes the base"
             )
@@ -136,6 +137,16 @@ class LoraMethod(Method):
 
     def _rank(self, config: LoraConfig, name: str) -> int:
         return int(by_pattern(config.rank_pattern, name, config.r))
+
+    def _nested_problem(self, site: Site, config: LoraConfig) -> str:
+        """Around another method's layer, the base's weight is not all that is there."""
+        if not isinstance(site.module, AdapterLayer) or isinstance(site.module, LoraLayer):
+            return ""
+        changes_base = strategy_of(config.init_lora_weights).changes_base
+        reader = f"init_lora_weights {config.init_lora_weights!r}" if changes_base else "use_dora"
+        if not changes_base and not config.use_dora:
+            return ""
+        return f"{site.name}: {reader} reads the base's weight; add it before the others"
 
     def _convolution_problem(self, site: Site, base: Any, config: LoraConfig) -> str:
         if base.padding_mode != "zeros":

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from peftcli.adapters.weights import HALF, base_weight, weight_of
+from peftcli.methods.lora.caching import remembered
 
 if TYPE_CHECKING:
     from peftcli.methods.lora.layer import LoraLayer
@@ -97,8 +98,11 @@ class Dora(Variant):
     def _magnitude(self, layer: LoraLayer, name: str) -> torch.Tensor:
         return weight_of(layer.lora_magnitude_vector[name]).flatten()
 
-    @torch.no_grad()
     def _norm(self, layer: LoraLayer, name: str) -> torch.Tensor:
+        return remembered(layer, name, self._measured)
+
+    @torch.no_grad()
+    def _measured(self, layer: LoraLayer, name: str) -> torch.Tensor:
         weight = base_weight(layer.get_base_layer())
         with torch.autocast(weight.device.type, enabled=False):
             W_OI = layer.matrix(weight.float() if weight.dtype in HALF else weight)

@@ -41,7 +41,8 @@ class MultitaskPromptEncoder(PromptEncoder):
         # Beam search repeats rows.
         task_ids = task_ids.repeat_interleave(rows // len(task_ids))
         factors_BNE = self.prefix_task_cols[task_ids] @ self.prefix_task_rows[task_ids]
-        return self(self.indices) * factors_BNE
+        shared_1NE: torch.Tensor = self(self.indices)
+        return shared_1NE * factors_BNE
 
     def saved(self) -> dict[str, torch.Tensor]:
         """The shared prompt and all tasks' factors."""

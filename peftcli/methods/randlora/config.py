@@ -16,7 +16,7 @@ from peftcli.adapters.targeted import LayersConfig
 
 @dataclass
 class RandLoraConfig(LayersConfig):
-    """One RandLoRA adapter: W x becomes W x + alpha / r · Σ Bₙ Λₙ A Γₙ x; diagonal Λ and Γ are trained, A and B random."""
+    """One RandLoRA adapter: W x becomes W x + alpha / r · Σ Bₙ Λₙ A Γₙ x; Λ and Γ are trained and diagonal."""
 
     r: int = field(
         default=32,
@@ -34,7 +34,9 @@ class RandLoraConfig(LayersConfig):
     )
     very_sparse: bool = field(
         default=False,
-        metadata={"help": "the same, with all but 1 in √d entries zero; d is the smaller size of the largest layer"},
+        metadata={
+            "help": "the same, with all but 1 in √d entries zero; d is the smaller size of the largest layer"
+        },
     )
     randlora_dropout: float = field(
         default=0.0, metadata={"help": "share of the inputs that training leaves out"}
@@ -45,7 +47,9 @@ class RandLoraConfig(LayersConfig):
     )
     randlora_alpha: float = field(
         default=640,
-        metadata={"help": "the update is scaled by alpha / r; 20 times the rank is usual, less trains more stably"},
+        metadata={
+            "help": "the update is scaled by alpha / r; 20 times the rank is usual, less trains more stably"
+        },
     )
     bias: Literal["none", "all", "randlora_only"] = field(
         default="none", metadata={"help": "which biases to train: none, all, or those of the adapted layers"}

@@ -64,7 +64,8 @@ class Linear(FactoredLinear):
         small, large = sorted((self.in_features, self.out_features))
         A_R1S = self.randlora_A[name][..., :small].to(lambda_RN)
         B_LNR = self.randlora_B[name][:large, : lambda_RN.shape[1]].to(lambda_RN)
-        scaled_RNS: torch.Tensor = ScaledBases.apply(A_R1S, lambda_RN * self.scaling[name], gamma_NS)
+        trained = (lambda_RN * self.scaling[name], gamma_NS)
+        scaled_RNS: torch.Tensor = ScaledBases.apply(A_R1S, *trained)  # type: ignore[no-untyped-call]  # torch's
         A, B = scaled_RNS.flatten(0, 1), B_LNR.flatten(1)
         return (A, B) if self.in_features == small else (B.T, A.T)
 
@@ -77,7 +78,7 @@ class Linear(FactoredLinear):
 
 
 class ScaledBases(torch.autograd.Function):
-    """λ A γ for all bases at once, (R, N, S), which is as large as a weight: autograd's way keeps another of that size."""
+    """λ A γ for all bases at once, (R, N, S): as large as a weight, and autograd would keep another of that size."""
 
     @staticmethod
     def forward(

@@ -83,5 +83,7 @@ def _ternary(shape: tuple[int, int, int], sparsity: float, generator: torch.Gene
     share = 1 / (2 * sparsity)
     values = (drawn > 1 - share).float() - (drawn < share).float()
     if not values.std() > 0:
-        raise AdapterError("such small layers leave nothing of sparse bases; set sparse and very_sparse to false")
+        raise AdapterError(
+            "such small layers leave nothing of sparse bases; set sparse and very_sparse to false"
+        )
     return values

@@ -26,14 +26,19 @@ class VBLoRAConfig(LayeredConfig):
     )
     vector_length: int = field(
         default=256,
-        metadata={"help": "the vectors' length; it must divide the inputs and outputs of every adapted layer"},
+        metadata={
+            "help": "the vectors' length; it must divide the inputs and outputs of every adapted layer"
+        },
     )
     topk: int = field(
-        default=2, metadata={"help": "how many vectors are mixed in a piece; 2 is usual, more make files larger"}
+        default=2,
+        metadata={"help": "how many vectors are mixed in a piece; 2 is usual, more make files larger"},
     )
     save_only_topk_weights: bool = field(
         default=False,
-        metadata={"help": "save only which vectors are mixed, and how: smaller files, to be used but not trained on"},
+        metadata={
+            "help": "save only which vectors are mixed, and how: smaller files, to be used but not trained on"
+        },
     )
     vblora_dropout: float = field(
         default=0.0, metadata={"help": "share of the inputs that training leaves out"}

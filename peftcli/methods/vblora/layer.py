@@ -57,7 +57,7 @@ class Linear(FactoredLinear):
     def _mixed(self, name: str, logits: torch.Tensor) -> torch.Tensor:
         """Pieces (…, L) from logits (…, N)."""
         highest, places = logits.topk(self.topk[name])
-        vectors = self.vblora_vector_bank[name].to(logits)[places]  # (…, K, L)
+        vectors: torch.Tensor = self.vblora_vector_bank[name].to(logits)[places]  # (…, K, L)
         return (highest.softmax(-1)[..., None] * vectors).sum(-2)
 
     def __repr__(self) -> str:

@@ -24,9 +24,7 @@ def get_nb_savable_parameters(tuner: Any, adapter: str = "default") -> tuple[int
     """How many numbers of 32 bits an adapter's file holds of the method's own, and how many of other weights."""
     config = tuner.peft_config[adapter]
     logits = sum(
-        item.tensor.numel()
-        for _, layer in _layers(tuner, adapter)
-        for item in layer.adapter_tensors(adapter)
+        item.tensor.numel() for _, layer in _layers(tuner, adapter) for item in layer.adapter_tensors(adapter)
     )
     bank = tuner.vblora_vector_bank[adapter]
     trained = sum(parameter.numel() for parameter in tuner.parameters() if parameter.requires_grad)

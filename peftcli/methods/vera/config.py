@@ -32,9 +32,7 @@ class VeraConfig(LayersConfig):
     vera_dropout: float = field(
         default=0.0, metadata={"help": "share of the inputs that training leaves out"}
     )
-    d_initial: float = field(
-        default=0.1, metadata={"help": "what d starts with; at most 0.1 is recommended"}
-    )
+    d_initial: float = field(default=0.1, metadata={"help": "what d starts with; at most 0.1 is recommended"})
     fan_in_fan_out: bool = field(
         default=False,
         metadata={"help": "the layers keep their weight as (in, out), as GPT-2's Conv1D does"},
@@ -44,7 +42,9 @@ class VeraConfig(LayersConfig):
     )
     init_weights: bool = field(
         default=True,
-        metadata={"help": "start with b at zero, where the adapter does nothing; false: with ones, d at random"},
+        metadata={
+            "help": "start with b at zero, where the adapter does nothing; false: with ones, d at random"
+        },
     )
 
     METHOD: ClassVar[PeftType | None] = PeftType.VERA
