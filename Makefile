@@ -12,7 +12,7 @@ RUN := runs/quickstart
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast lint fmt generated transcript check clean
+.PHONY: help quickstart test test-fast lint fmt generated transcript bench check clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -65,6 +65,9 @@ generated: $(VENV)/.dev  ## rewrite the generated parts: README tables, the reci
 
 transcript: $(VENV)/.dev  ## run the quickstart and show what it prints in README
 	$(BIN)/python tests/quickstart.py
+
+bench: $(VENV)/.dev  ## measure the adapter engine beside PEFT's
+	$(BIN)/python benchmarks/engine.py
 
 check: lint test  ## what CI runs
 

@@ -324,7 +324,7 @@ class AdaptedModel(Merging):
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Keeps Python's garbage collector from looking, time and again, through thousands of new modules: none is garbage."""
+    """Keeps Python's garbage collector from looking, over and over, through thousands of new modules."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -53,7 +53,9 @@ def convert_to_lora(
     tuner.method_of(adapter_name)
     config: Any = tuner.peft_config[adapter_name]
     if getattr(config, "bias", "none") != "none":
-        raise AdapterError("the adapter trained biases, for which LoRA's factors have no place; it has bias: none only")
+        raise AdapterError(
+            "the adapter trained biases, for which LoRA's factors have no place; it has bias: none only"
+        )
     state: dict[str, torch.Tensor] = {}
     ranks: dict[str, int] = {}
     for site in walk(base):
@@ -63,12 +65,15 @@ def convert_to_lora(
             A_RI, B_OR = _factors(site.name, layer, adapter_name, rank)
             if len(A_RI):
                 ranks[site.name] = len(A_RI)
-                state |= {f"{prefix}{site.name}.lora_A.weight": A_RI, f"{prefix}{site.name}.lora_B.weight": B_OR}
+                state |= {
+                    f"{prefix}{site.name}.lora_A.weight": A_RI,
+                    f"{prefix}{site.name}.lora_B.weight": B_OR,
+                }
     state |= adapter_state(base, adapter_name, config, prefix).whole
     return _config(base, config, ranks, rank), state
 
 
-def save_as_lora(
+def save_as_lora(  # noqa: PLR0917  (PEFT's signature)
     path: str | Path,
     model: nn.Module,
     rank: float,

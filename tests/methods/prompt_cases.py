@@ -21,8 +21,12 @@ from transformers import (
     BertModel,
     FalconConfig,
     FalconForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForSequenceClassification,
+    MistralConfig,
+    MistralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
@@ -51,6 +55,22 @@ def falcon() -> nn.Module:
     """One head of keys and values for all heads of queries."""
     return FalconForCausalLM(
         FalconConfig(**SIZES, hidden_size=8, multi_query=True, new_decoder_architecture=False)
+    )
+
+
+def sliding_mistral() -> nn.Module:
+    """Layers that see the last tokens only."""
+    return MistralForCausalLM(
+        MistralConfig(**SIZES, hidden_size=8, intermediate_size=12, num_key_value_heads=1, sliding_window=5)
+    )
+
+
+def gemma() -> nn.Module:
+    """Layers that see the last tokens and layers that see all in turn, and heads of a size of their own."""
+    return Gemma2ForCausalLM(
+        Gemma2Config(
+            **SIZES, hidden_size=8, intermediate_size=12, num_key_value_heads=1, head_dim=6, sliding_window=5
+        )
     )
 
 
@@ -134,6 +154,7 @@ PROMPT_CASES = [
     prompt("random"),
     prompt("sampled words", prompt_tuning_init="SAMPLE_VOCAB"),
     prompt("gpt2", gpt2),
+    prompt("gemma", gemma),
     prompt("narrow opt", narrow_opt, oracle=False),  # PEFT takes the hidden size for that of a word
     prompt("sequence classes", bert, "SEQ_CLS"),
     prompt("sequence classes by the last token", classifying_llama, "SEQ_CLS"),
@@ -155,6 +176,8 @@ PROMPT_CASES = [
     prefix("zero", init_weights="zero"),
     prefix("gpt2", gpt2),
     prefix("narrow opt", narrow_opt),
+    prefix("sliding window", sliding_mistral),
+    prefix("gemma", gemma),
     prefix("multi-query falcon", falcon, oracle=False),  # PEFT gives keys to every head
     prefix("sequence classes", bert, "SEQ_CLS"),
     prefix("sequence classes by the last token", classifying_llama, "SEQ_CLS"),

@@ -101,7 +101,8 @@ class LlamaAttention(AdaptedAttention):
         queries = self._heads(self.model.q_proj(x))
         cos, sin = (part.unsqueeze(1) for part in arguments["position_embeddings"])
         first, second = queries.chunk(2, dim=-1)
-        return queries * cos + torch.cat([-second, first], dim=-1) * sin
+        turned: torch.Tensor = queries * cos + torch.cat([-second, first], dim=-1) * sin
+        return turned
 
     def keys_and_values(self, prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One for each head of queries."""
