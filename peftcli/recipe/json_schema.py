@@ -124,4 +124,16 @@ def _field(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     described = {"description": field.metadata["help"]} if "help" in field.metadata else {}
     plain = isinstance(field.default, bool | int | float | str | None)
     default = {"default": field.default} if plain else {}
-    return {**described, **default, **_untitled(TypeAdapter(hint).json_schema())}
+    schema = TypeAdapter(hint).json_schema()
+    return {**described, **default, **_untitled(_inlined(schema, schema.pop("$defs", {})))}
+
+
+def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
+    """The schema with its own definitions (enumerations) in place of the references to them."""
+    if isinstance(node, list):
+        return [_inlined(item, definitions) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        return definitions[node["$ref"].rpartition("/")[2]]
+    return {key: _inlined(value, definitions) for key, value in node.items()}
