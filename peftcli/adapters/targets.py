@@ -259,7 +259,9 @@ def _explain_nothing(names: list[str], targets: _Names, config: Any) -> None:
     else:
         for entry in sorted(targets.names):
             if not _is_matched(entry, names):
-                raise NoMatchingPeftModuleError(f"target_modules: {entry!r} matches no module{similar(entry, names)}")
+                raise NoMatchingPeftModuleError(
+                    f"target_modules: {entry!r} matches no module{similar(entry, names)}"
+                )
     fields = [
         field
         for field in ("exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern")
