@@ -13,12 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from peftcli.adapters.patterns import by_pattern
 from peftcli.adapters.walk import stack, walk
 from peftcli.adapters.weights import weight_of
 from peftcli.errors import AdapterError, PeftWarning
 from peftcli.methods.lora.config import LoraConfig
 from peftcli.methods.lora.layer import LoraLayer
-from peftcli.methods.lora.patterns import by_pattern
 
 # What the layers, and compiled code, were made for.
 _FIXED = ("use_dora", "lora_dropout")

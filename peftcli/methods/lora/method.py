@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from peftcli.adapters.base import AdapterLayer, Site
 from peftcli.adapters.method import AddOptions, Method, bare
 from peftcli.adapters.naming import complain, similar
+from peftcli.adapters.patterns import by_pattern, matches
 from peftcli.adapters.weights import is_quantized
 from peftcli.methods.lora.combine import add_weighted_adapter
 from peftcli.methods.lora.config import LoraConfig
@@ -22,7 +23,6 @@ from peftcli.methods.lora.embedding import Embedding
 from peftcli.methods.lora.hotswap import swap
 from peftcli.methods.lora.initial import strategy_of
 from peftcli.methods.lora.layer import Linear, LoraLayer
-from peftcli.methods.lora.patterns import by_pattern, matches
 
 SUPPORTED = "nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d and nn.Embedding"
 # Layers of Mamba that its fused kernels read past the module, so that an adapter on them would not act.
