@@ -32,6 +32,8 @@ _PUBLIC = {
     "HRAConfig": "peftcli.methods.hra.config",
     "IA3Config": "peftcli.methods.ia3.config",
     "LNTuningConfig": "peftcli.methods.ln_tuning.config",
+    "LoHaConfig": "peftcli.methods.loha.config",
+    "LoKrConfig": "peftcli.methods.lokr.config",
     "LoraConfig": "peftcli.methods.lora.config",
     "MultitaskPromptTuningConfig": "peftcli.methods.multitask_prompt_tuning.config",
     "MultitaskPromptTuningInit": "peftcli.methods.multitask_prompt_tuning.config",

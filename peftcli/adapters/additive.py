@@ -1,4 +1,4 @@
-"""Linear layers whose adapters add to the weight: W x becomes W x + D x. Methods differ in how they say D.
+"""Layers whose adapters add to the weight: W x becomes W x + D x. Methods differ in how they say D.
 
 Where D is a product of two thin matrices, `forward` goes through them and never makes it.
 Suffixes: O outputs, I inputs, R rank.
@@ -19,25 +19,20 @@ from peftcli.adapters.base import AdapterLayer
 from peftcli.adapters.weights import base_weight, weight_of
 
 
-class AdditiveLinear(AdapterLayer):
-    """nn.Linear, or the Conv1D of Transformers, which keeps its weight as (inputs, outputs)."""
-
-    def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__(base_layer)
-        self.in_features, self.out_features = features(self.get_base_layer())
+class AdditiveLayer(AdapterLayer):
+    """A layer of any kind."""
 
     @abstractmethod
-    def delta(self, name: str) -> torch.Tensor:
-        """D (O, I), at least in float32."""
-
     def update(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """D x, in the wider of the two dtypes."""
-        return _linear(x, self.delta(name))
 
+    @abstractmethod
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
-        """D in the shape of the base layer's weight."""
-        delta_OI = self.delta(adapter)
-        return delta_OI.T if isinstance(self.get_base_layer(), Conv1D) else delta_OI
+        """D in the shape of the base layer's weight, at least in float32."""
+
+    def has(self, name: str) -> bool:
+        """Whether the layer has this adapter."""
+        return name in getattr(self, self.adapter_layer_names[0])
 
     def merge_tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """The weight, and what these adapters add to it."""
@@ -53,11 +48,32 @@ class AdditiveLinear(AdapterLayer):
         result: torch.Tensor = self.base_layer(x, *args, **kwargs)
         if self._disable_adapters or self.merged_adapters:
             return result
-        dtype, own = result.dtype, getattr(self, self.adapter_layer_names[0])
+        dtype = result.dtype
         for name in self._active_adapter:
-            if name in own:
+            if self.has(name):
                 result = result + self.update(name, x)
         return result.to(dtype)
+
+
+class AdditiveLinear(AdditiveLayer):
+    """nn.Linear, or the Conv1D of Transformers, which keeps its weight as (inputs, outputs)."""
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__(base_layer)
+        self.in_features, self.out_features = features(self.get_base_layer())
+
+    @abstractmethod
+    def delta(self, name: str) -> torch.Tensor:
+        """D (O, I), at least in float32."""
+
+    def update(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """By one product with D."""
+        return _linear(x, self.delta(name))
+
+    def get_delta_weight(self, adapter: str) -> torch.Tensor:
+        """D, transposed for Conv1D."""
+        delta_OI = self.delta(adapter)
+        return delta_OI.T if isinstance(self.get_base_layer(), Conv1D) else delta_OI
 
 
 class FactoredLinear(AdditiveLinear):

@@ -14,95 +14,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    BertForTokenClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    T5Config,
-    T5ForConditionalGeneration,
+from transformers import T5ForConditionalGeneration
+
+from tests.methods.models import (
+    SIZES,  # noqa: F401  (other tests take all models from here)
+    Net,
+    Pixels,
+    bert,
+    bert_tokens,
+    gpt2,
+    llama,
+    net,
+    pixels,
+    t5,
 )
-
-
-class Net(nn.Module):
-    """A bit of everything that is no Transformer: an embedding, convolutions, linear layers with biases."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.emb = nn.Embedding(11, 6)
-        self.conv1 = nn.Conv1d(6, 8, 3, padding=1)
-        self.norm = nn.LayerNorm(8)
-        self.conv2 = nn.Conv2d(1, 4, (3, 2), stride=2, padding=1, dilation=(1, 2))
-        self.conv3 = nn.Conv3d(1, 4, 2)
-        self.mid = nn.Linear(16, 10)
-        self.head = nn.Linear(10, 3)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        x = self.norm(self.conv1(self.emb(tokens).transpose(1, 2)).transpose(1, 2))  # (B, T, 8)
-        flat = self.conv2(x[:, None]).tanh().mean((2, 3))  # (B, 4)
-        deep = self.conv3(x.reshape(len(x), 1, 2, -1, 8)).tanh().mean((2, 3, 4))  # (B, 4)
-        return self.head(self.mid(torch.cat([flat, deep, x.mean(1)], 1)).tanh())
-
-
-class Pixels(nn.Module):
-    """Convolutions with square kernels, which is all that some of PEFT's methods take."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(2, 4, 2, stride=2, padding=1)
-        self.point = nn.Conv2d(4, 6, 1, bias=False)
-        self.head = nn.Linear(6, 3)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        x = (tokens[:, :, None] * tokens[:, None, :] % 7 / 7).to(self.head.weight).unflatten(1, (2, -1))
-        return self.head(self.point(self.conv(x).tanh()).tanh().mean((2, 3)))
-
-
-SIZES: dict[str, Any] = {"vocab_size": 23, "num_hidden_layers": 2, "num_attention_heads": 2}
-
-
-def net() -> nn.Module:
-    return Net()
-
-
-def pixels() -> nn.Module:
-    return Pixels()
-
-
-def llama(**changes: Any) -> nn.Module:
-    settings = SIZES | {
-        "hidden_size": 8,
-        "intermediate_size": 12,
-        "num_key_value_heads": 1,
-        "attention_bias": True,
-    }
-    return LlamaForCausalLM(LlamaConfig(**settings | changes))
-
-
-def gpt2() -> nn.Module:
-    return GPT2LMHeadModel(GPT2Config(vocab_size=23, n_positions=16, n_embd=8, n_layer=2, n_head=2))
-
-
-def bert(kind: type[PreTrainedModel] = BertForSequenceClassification) -> nn.Module:
-    return kind(
-        BertConfig(**SIZES, hidden_size=8, intermediate_size=12, max_position_embeddings=16, num_labels=3)
-    )
-
-
-def bert_tokens() -> nn.Module:
-    return bert(BertForTokenClassification)
-
-
-def t5() -> nn.Module:
-    return T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=23, d_model=8, d_kv=4, d_ff=12, num_layers=2, num_heads=2, decoder_start_token_id=0
-        )
-    )
 
 
 @dataclass(frozen=True)
@@ -163,7 +88,16 @@ def fourierft(name: str, build: Callable[[], nn.Module], **config) -> Case:
     return of("FOURIERFT", name, build, **{"silent": False, "n_frequency": 12, **config})
 
 
+def loha(name: str, build: Callable[[], nn.Module], **config) -> Case:
+    return of("LOHA", name, build, **{"r": 2, **config})
+
+
+def lokr(name: str, build: Callable[[], nn.Module], **config) -> Case:
+    return of("LOKR", name, build, **{"r": 1, **config})
+
+
 Q, QV = ["q_proj"], ["q_proj", "v_proj"]
+CONVS: dict[str, Any] = {"target_modules": ["conv", "point"]}
 CASES = [
     lora("defaults", llama),
     lora("all linear", llama, target_modules="all-linear", lora_dropout=0.3),
@@ -250,6 +184,33 @@ CASES = [
     ia3("sequence classes", bert, task_type="SEQ_CLS"),
     ia3("t5", t5, task_type="SEQ_2_SEQ_LM"),
     ia3("convolutions", net, target_modules=["conv2", "conv3"], feedforward_modules=["conv3"]),
+    loha("defaults", llama),
+    loha("all linear", llama, target_modules="all-linear", alpha=3, rank_dropout=0.3),
+    loha("random", llama, target_modules=QV, init_weights=False, silent=False),
+    loha("some layers", llama, target_modules=QV, exclude_modules=["v_proj"], layers_to_transform=[1]),
+    loha("patterns", llama, target_modules=QV, rank_pattern={"q_proj": 3}, alpha_pattern={r".*1.*v_proj": 5}),
+    loha("sequence classes", bert, task_type="SEQ_CLS"),
+    loha("t5", t5, task_type="SEQ_2_SEQ_LM"),
+    loha("convolutions", net, target_modules=["conv1", "conv2", "mid"], modules_to_save=["head"]),
+    loha("cores", net, target_modules=["conv1", "conv2", "mid"], use_effective_conv2d=True, rank_dropout=0.2),
+    loha("cores, random", pixels, use_effective_conv2d=True, init_weights=False, silent=False, **CONVS),
+    lokr("defaults", llama),
+    lokr("all linear", llama, target_modules="all-linear", alpha=3, rank_dropout=0.3),
+    lokr("random", llama, target_modules=QV, init_weights=False, silent=False, rank_dropout=0.2),
+    lokr("as lycoris", llama, target_modules=QV, init_weights="lycoris", rank_pattern={"q_proj": 4}),
+    lokr(
+        "scaled", llama, target_modules=QV, rank_dropout=0.3, rank_dropout_scale=True, layers_to_transform=1
+    ),
+    lokr("both", llama, target_modules=QV, decompose_both=True, decompose_factor=4),
+    lokr("a factor that divides nothing", llama, target_modules=["up_proj"], decompose_factor=5),
+    lokr("sequence classes", bert, task_type="SEQ_CLS", decompose_factor=2),
+    lokr("convolutions", net, target_modules=["conv1", "conv2", "mid"], decompose_factor=2),
+    lokr("one factor, as lycoris", net, target_modules=["conv2"], decompose_factor=1, init_weights="lycoris"),
+    # PEFT takes the places of such a kernel for inputs.
+    lokr("whole kernels", net, target_modules=["conv1"], r=8, modules_to_save=["head"], oracle=False),
+    lokr("whole kernels in two dimensions", pixels, r=8, **CONVS),
+    lokr("cores", net, decompose_factor=1, use_effective_conv2d=True, target_modules=["conv1", "conv2"]),
+    lokr("cores, as lycoris", pixels, use_effective_conv2d=True, init_weights="lycoris", **CONVS),
     of("OFT", "defaults", llama),  # blocks of 32 inputs where there are 8
     of("OFT", "block size", llama, target_modules="all-linear", oft_block_size=4),
     of("OFT", "block number", llama, target_modules=QV, r=2, oft_block_size=0, layers_to_transform=[1]),

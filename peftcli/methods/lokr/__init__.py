@@ -1,0 +1,1 @@
+"""LoKr: the weights' update is the Kronecker product of two matrices."""
