@@ -35,6 +35,7 @@ _PUBLIC = {
     "LoHaConfig": "peftcli.methods.loha.config",
     "LoKrConfig": "peftcli.methods.lokr.config",
     "LoraConfig": "peftcli.methods.lora.config",
+    "MissConfig": "peftcli.methods.miss.config",
     "MultitaskPromptTuningConfig": "peftcli.methods.multitask_prompt_tuning.config",
     "MultitaskPromptTuningInit": "peftcli.methods.multitask_prompt_tuning.config",
     "NoMatchingPeftModuleError": _ERRORS,

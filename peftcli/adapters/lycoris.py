@@ -77,6 +77,24 @@ class LycorisLayer(AdditiveLayer):
                 nn.init.kaiming_uniform_(tensor, a=math.sqrt(5))
             getattr(self, attribute)[name] = nn.Parameter(tensor)
 
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Makes an adapter's factor `scale` times what its config says."""
+        if self.has(adapter):
+            self.scaling[adapter] = scale * self.alpha[adapter] / self.r[adapter]
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiplies the factors of the active adapters."""
+        for name in filter(self.has, self._active_adapter):
+            self.scaling[name] *= scale
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divides the factors of the active adapters, or gives them back what their config says."""
+        for name in filter(self.has, self._active_adapter):
+            if scale is None:
+                self.set_scale(name, 1.0)
+            else:
+                self.scaling[name] /= scale
+
     def tensor(self, attribute: str, name: str) -> torch.Tensor:
         """One of an adapter's tensors, at least in float32."""
         value: torch.Tensor = getattr(self, attribute)[name]

@@ -251,6 +251,38 @@ CASES = [
     of("LN_TUNING", "t5", t5, task_type="SEQ_2_SEQ_LM"),
     of("LN_TUNING", "another layer", net, target_modules=["mid", "norm"], modules_to_save=["head"]),
     of("LN_TUNING", "a module of modules", llama, target_modules=["mlp", "lm_head"]),
+    of("MISS", "one matrix", llama, r=4),
+    of(
+        "MISS", "all linear", llama, target_modules="all-linear", r=3, miss_dropout=0.3
+    ),  # 3 divides no inputs
+    of(
+        "MISS",
+        "as wide as the layer",
+        llama,
+        target_modules=QV,
+        r=8,
+        exclude_modules=["layers.0.self_attn.v_proj"],
+    ),
+    of("MISS", "random", llama, target_modules=QV, r=4, init_weights=False, silent=False),
+    of("MISS", "mini", llama, target_modules="all-linear", r=2, mini_r=2, init_weights="mini"),
+    of("MISS", "mini, the last block cut", llama, target_modules=QV, r=3, mini_r=4, init_weights="mini"),
+    of("MISS", "bat", llama, target_modules=QV, r=4, init_weights="bat", layers_to_transform=[1]),
+    of(
+        "MISS",
+        "bat, all linear",
+        llama,
+        target_modules="all-linear",
+        r=2,
+        init_weights="bat",
+        miss_dropout=0.3,
+    ),
+    of("MISS", "biases", llama, target_modules=Q, r=2, bias="MiSS_only", keeps_base=False),
+    of("MISS", "all biases", llama, target_modules=Q, r=2, bias="all", keeps_base=False),
+    of("MISS", "sequence classes", bert, task_type="SEQ_CLS", r=4),
+    of("MISS", "t5", t5, task_type="SEQ_2_SEQ_LM", r=4),
+    of("MISS", "conv1d of gpt2", gpt2, r=3, oracle=False),  # as with OFT
+    of("MISS", "conv1d of gpt2, bat", gpt2, r=4, init_weights="bat", oracle=False),
+    of("MISS", "linear", net, target_modules=["mid"], r=5, modules_to_save=["head"]),
     of("HRA", "defaults", llama),
     of("HRA", "all linear", llama, target_modules="all-linear", r=2),
     of("HRA", "more reflections than inputs", llama, target_modules=QV, r=12),

@@ -97,6 +97,22 @@ def test_module_dropout_leaves_the_whole_update_in_or_out_and_every_weight_its_g
 
 
 @both
+def test_a_layer_s_scale_multiplies_what_its_active_adapters_add(peft_type: str):
+    model = adapted(peft_type, nn.Linear(8, 6), alpha=3)
+    layer = model.base_model.model.layer
+    whole = layer.get_delta_weight("default")
+    layer.scale_layer(2)
+    torch.testing.assert_close(layer.get_delta_weight("default"), 2 * whole)
+    layer.unscale_layer(4)
+    torch.testing.assert_close(layer.get_delta_weight("default"), whole / 2)
+    layer.unscale_layer()
+    assert torch.equal(layer.get_delta_weight("default"), whole)
+    layer.set_scale("default", 5)
+    layer.set_scale("another", 5)
+    assert layer.scaling == {"default": 5 * 3 / 2}
+
+
+@both
 @pytest.mark.parametrize("cores", [False, True])
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "circular"])
 def test_a_grouped_convolution_of_any_padding_gives_the_same_when_merged(

@@ -1,0 +1,1 @@
+"""MiSS: blocks of a layer's inputs share one trained matrix."""
