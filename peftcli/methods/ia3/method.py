@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -11,7 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from peftcli.adapters.base import AdapterLayer, Site
-from peftcli.adapters.method import AddOptions, LayerMethod, bare
+from peftcli.adapters.method import AddOptions, LayerMethod, bare, settle_fan_in_fan_out
 from peftcli.adapters.naming import complain, similar
 from peftcli.errors import AdapterError
 from peftcli.methods.ia3.combine import add_weighted_adapter
@@ -39,13 +38,7 @@ class IA3Method(LayerMethod):
                     f"feedforward_modules: {entry!r} matches no adapted module{similar(entry, names)}",
                     strict=strict,
                 )
-        transposed = any(isinstance(bare(site.module), Conv1D) for site in sites)
-        if config.fan_in_fan_out and not transposed:
-            warnings.warn(
-                "fan_in_fan_out has no effect: the adapted layers keep their weight as (out, in)",
-                stacklevel=2,
-            )
-        config.fan_in_fan_out = transposed
+        settle_fan_in_fan_out(sites, config)
 
     def _default(self, names: Sequence[str], config: IA3Config) -> list[str]:
         """The feed-forward layers that an architecture's default targets hold; PEFT's tables name them."""

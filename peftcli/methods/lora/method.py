@@ -11,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from peftcli.adapters.base import AdapterLayer, Site
-from peftcli.adapters.method import AddOptions, Method, bare
+from peftcli.adapters.method import AddOptions, Method, bare, reads_past, settle_fan_in_fan_out
 from peftcli.adapters.naming import complain, similar
 from peftcli.adapters.patterns import by_pattern, matches
 from peftcli.adapters.weights import is_quantized
@@ -25,8 +25,6 @@ from peftcli.methods.lora.initial import strategy_of
 from peftcli.methods.lora.layer import Linear, LoraLayer
 
 SUPPORTED = "nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d and nn.Embedding"
-# Layers of Mamba that its fused kernels read past the module, so that an adapter on them would not act.
-_MAMBA_LAYERS = {"out_proj", "conv1d", "dt_proj"}
 
 
 class LoraMethod(Method):
@@ -44,7 +42,7 @@ class LoraMethod(Method):
         base: Any = bare(site.module)
         if _layer_class(base) is None:
             return f"{site.name} is a {type(base).__name__}; LoRA takes {SUPPORTED}"
-        if "Mamba" in type(site.parent).__name__ and site.child in _MAMBA_LAYERS:
+        if reads_past(site):
             return f"{site.name}: Mamba's kernels read this layer's weight past the adapter; leave it out"
         if nested := self._nested_problem(site, config):
             return nested
@@ -111,15 +109,8 @@ class LoraMethod(Method):
         swap(tuner, adapter_name, state, config)
 
     def _complete(self, sites: Sequence[Site], config: LoraConfig) -> None:
-        bases = [bare(site.module) for site in sites]
-        transposed = any(isinstance(base, Conv1D) for base in bases)
-        if config.fan_in_fan_out and not transposed:
-            warnings.warn(
-                "fan_in_fan_out has no effect: the adapted layers keep their weight as (out, in)",
-                stacklevel=2,
-            )
-        config.fan_in_fan_out = transposed
-        if config.lora_dropout and any(isinstance(base, nn.Embedding) for base in bases):
+        settle_fan_in_fan_out(sites, config)
+        if config.lora_dropout and any(isinstance(bare(site.module), nn.Embedding) for site in sites):
             warnings.warn("lora_dropout does not act on embeddings", stacklevel=2)
 
     def _check_others(self, config: LoraConfig, others: Sequence[LoraConfig]) -> None:
