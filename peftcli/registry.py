@@ -60,6 +60,7 @@ ENGINES = {
 # task_type -> the task's class.
 TASKS = {
     "CAUSAL_LM": "peftcli.tasks.causal_lm:CausalLM",
+    "SEQ_CLS": "peftcli.tasks.seq_cls:SequenceClassification",
 }
 
 # data source `type` -> the function from a row to an example.
@@ -68,6 +69,7 @@ FORMATS = {
     "completion": "peftcli.data.formats.completion:completion",
     "instruction": "peftcli.data.formats.instruction:instruction",
     "chat": "peftcli.data.formats.chat:chat",
+    "classification": "peftcli.data.formats.classification:classification",
 }
 
 

@@ -119,6 +119,15 @@ def chat_rows() -> list[dict[str, list[dict[str, str]]]]:
     return rows
 
 
+def classification_rows(part: str) -> list[dict[str, str]]:
+    """Commands and the device that each is for."""
+    devices = {code: name for name, (code, _, _) in DEVICES.items()}
+    return [
+        {"text": row["instruction"], "label": devices[row["output"].partition("@")[0]]}
+        for row in quickstart_rows()[part]
+    ]
+
+
 def text_lines() -> list[str]:
     """The rule in plain sentences, one a line."""
     return [
@@ -131,6 +140,7 @@ def files() -> dict[str, str]:
     """Each file's name and content."""
     rows: dict[str, list[dict[str, Any]]] = {"chat.jsonl": chat_rows()}
     rows |= {f"quickstart-{name}.jsonl": part for name, part in quickstart_rows().items()}
+    rows |= {f"devices-{part}.jsonl": classification_rows(part) for part in ("train", "eval")}
     made = {name: "".join(json.dumps(row) + "\n" for row in part) for name, part in rows.items()}
     return {**made, "text.txt": "\n".join(text_lines()) + "\n"}
 

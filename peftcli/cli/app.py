@@ -21,8 +21,10 @@ from typer.main import get_command
 
 from peftcli import __version__
 from peftcli.cli.check import check
+from peftcli.cli.eval import eval_
 from peftcli.cli.generate import generate
 from peftcli.cli.init import init
+from peftcli.cli.predict import predict
 from peftcli.cli.push import push
 from peftcli.cli.recipes import recipes
 from peftcli.cli.schema import schema
@@ -31,7 +33,7 @@ from peftcli.cli.train import train
 from peftcli.errors import Interrupted, PeftcliError, did_you_mean
 
 # In the order of use, which is that of `peftcli --help`.
-COMMANDS = (init, check, train, generate, push, recipes, schema)
+COMMANDS = (init, check, train, eval_, predict, generate, push, recipes, schema)
 
 app = typer.Typer(
     name="peftcli",
@@ -41,7 +43,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _command in COMMANDS:
-    app.command()(_command)
+    app.command(_command.__name__.removesuffix("_"))(_command)
 
 
 def _print_version(wanted: bool) -> None:

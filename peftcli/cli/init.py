@@ -36,4 +36,5 @@ def init(
         print(starter(task, base), end="")
         return
     recipe, rows = write_starter(output, task, base)
-    say(f"wrote {recipe} and its rows {rows}", f"train it with: peftcli train {recipe}")
+    written = ", ".join(map(str, rows))
+    say(f"wrote {recipe} and its rows {written}", f"train it with: peftcli train {recipe}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from peftcli.data.example import Example
@@ -20,16 +20,25 @@ class Format:
     """A data source's `type`: its columns, and the function that makes an example of a row.
 
     `alternatives` are sets of required columns, of which a row needs one; a row may have the `optional` ones.
+    Rows to predict on need not have the `targets`. Columns of `files` may name a file, from the folder that the row
+    stands in.
     """
 
     name: str
     alternatives: tuple[tuple[str, ...], ...]
     optional: tuple[str, ...]
     read: Callable[[Mapping[str, Any]], Example]
+    targets: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
     def __call__(self, row: Mapping[str, Any]) -> Example:
         """The example that the row (already under the format's column names) holds."""
         return self.read(row)
+
+    def without_targets(self) -> Format:
+        """The same for rows to predict on: what is to be predicted may be there or not."""
+        needed = (tuple(n for n in names if n not in self.targets) for names in self.alternatives)
+        return replace(self, alternatives=tuple(needed), optional=self.optional + self.targets)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -43,12 +52,15 @@ class Format:
 
 
 def row_format(
-    *alternatives: tuple[str, ...], optional: tuple[str, ...] = ()
+    *alternatives: tuple[str, ...],
+    optional: tuple[str, ...] = (),
+    targets: tuple[str, ...] = (),
+    files: tuple[str, ...] = (),
 ) -> Callable[[Callable[[Mapping[str, Any]], Example]], Format]:
     """Declare the columns of a format's function; the format gets the function's name."""
 
     def declare(read: Callable[[Mapping[str, Any]], Example]) -> Format:
-        return Format(read.__name__, alternatives, optional, read)
+        return Format(read.__name__, alternatives, optional, read, targets, files)
 
     return declare
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from peftcli.registry import FORMATS
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
@@ -38,10 +40,53 @@ class Chat:
     messages: list[dict[str, str]]
 
 
-Example = Text | Completion | Instruction | Chat
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A text, or two, and what it is: a name, several names, or a number; None where it is to be predicted."""
 
-# An encoded row: for language models {"input_ids": …, "labels": the same length, -100 = not trained}.
+    text: str
+    text_pair: str | None
+    label: Label | list[Label] | float | None
+
+
+Label = str | int
+Example = Text | Completion | Instruction | Chat | Labelled
+
+# An encoded row: what a task's collator makes tensors of. Rows of text have `input_ids`.
 Row = dict[str, Any]
 
 # From examples to encoded rows, one list an example. Examples come in batches: tokenizers are fast on lists.
 Encode = Callable[[Sequence[Example]], list[list[Row]]]
+
+
+def row_length(row: Row) -> int:
+    """How much of a batch the row takes: its tokens; a row without tokens counts one."""
+    return len(row["input_ids"]) if "input_ids" in row else 1
+
+
+def cut_tokens(row: Row, limit: int) -> Row:
+    """The row's first tokens, of every column."""
+    return {key: value[:limit] for key, value in row.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """A task's part in preparing rows.
+
+    Attributes:
+        encode: from examples to rows.
+        formats: those that the task takes; a type is guessed among them.
+        settle: called when all training rows have been read, before any that is held out.
+        notes: what was found in the rows, such as their labels.
+        remarks: warnings about the rows encoded so far.
+        trained: how many tokens of a row are trained; None where what is trained is the row.
+        cut: a row cut to a number of tokens.
+    """
+
+    encode: Encode
+    formats: tuple[str, ...] = tuple(FORMATS)
+    settle: Callable[[], None] = lambda: None
+    notes: Callable[[], Sequence[str]] = tuple
+    remarks: Callable[[], Sequence[str]] = tuple
+    trained: Callable[[Row], int] | None = None
+    cut: Callable[[Row, int], Row] = cut_tokens

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from peftcli.data.example import Row
+from peftcli.data.example import Encoder, Row, row_length
 from peftcli.data.report import SourceReport
 from peftcli.data.tokens import IGNORED
 from peftcli.errors import DataError, RecipeError
@@ -24,8 +24,8 @@ def effective_limit(max_length: int | None, model_max_length: int | None) -> int
     return None if model_max_length is None or model_max_length >= _NO_LIMIT else model_max_length
 
 
-def trained_tokens(row: Row) -> int:
-    """How many tokens of the row are trained; the first has nothing before it to predict it from."""
+def next_tokens(row: Row) -> int:
+    """How many tokens of a row are trained to follow those before them; the first has nothing before it."""
     return int(np.count_nonzero(np.asarray(row["labels"][1:]) != IGNORED))
 
 
@@ -36,6 +36,7 @@ class Overflow:
     limit: int | None
     policy: str
     report: SourceReport
+    encoder: Encoder
     first: str = ""
     """Where the first row that is too long stands, with its length."""
     count: int = 0
@@ -56,9 +57,9 @@ class Overflow:
         Raises:
             DataError: where the row has no trained token.
         """
-        if not trained_tokens(row):
+        if not self._trained(row):
             raise DataError("no token of the row is trained: what is to be learnt is empty", where=where)
-        length = len(row["input_ids"])
+        length = row_length(row)
         if self.limit is None or length <= self.limit:
             return [row]
         if self.policy == "split":
@@ -88,9 +89,13 @@ class Overflow:
         )
         raise DataError(f"{self.first} are more than max_length {self.limit:,}{more}; {_CHOICES}")
 
+    def _trained(self, row: Row) -> bool:
+        return self.encoder.trained is None or self.encoder.trained(row) > 0
+
     def _truncate(self, row: Row) -> list[Row]:
-        cut = {key: value[: self.limit] for key, value in row.items()}
-        if not trained_tokens(cut):
+        assert self.limit is not None
+        cut = self.encoder.cut(row, self.limit)
+        if not self._trained(cut):
             self.report.dropped += 1
             return []
         self.report.truncated += 1

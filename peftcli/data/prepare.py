@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
 
-from peftcli.data.example import Encode, Row
+from peftcli.data.example import Encoder
 from peftcli.data.mix import Indices, split_for_eval, weighted
-from peftcli.data.overflow import effective_limit, trained_tokens
+from peftcli.data.overflow import effective_limit
 from peftcli.data.pack import PackedRows
 from peftcli.data.reading import Encoding, SourceReading
 from peftcli.data.report import DataReport, PartReport, SourceReport
@@ -18,7 +18,6 @@ from peftcli.data.store import Picked, RowStore
 from peftcli.data.stream import StreamedRows
 from peftcli.errors import DataError, RecipeError
 from peftcli.recipe.schema import Data, Source
-from peftcli.registry import FORMATS
 
 _PROBE = 200  # rows that are counted before streaming starts
 
@@ -38,25 +37,21 @@ class Prepared:
 def prepare(
     data: Data,
     *,
-    encode: Encode,
+    encoder: Encoder,
     seed: int,
     order_seed: int | None = None,
     shuffle: bool = True,
     model_max_length: int | None,
-    formats: Iterable[str] = tuple(FORMATS),
-    remarks: Callable[[], Sequence[str]] = tuple,
 ) -> Prepared:
     """Read and encode the rows of the recipe's sources (of streamed ones the first few).
 
     Args:
         data: The recipe's `data`.
-        encode: From examples to rows: the task's.
+        encoder: The task's part in it.
         seed: Decides the evaluation part and which rows a fractional weight takes.
         order_seed: Decides the order of streamed rows; default: seed.
         shuffle: Whether streamed rows come in a random order.
         model_max_length: In tokens, for recipes that set no max_length; None where the model has no limit.
-        formats: The formats that the task takes: a type is guessed among them.
-        remarks: What the task has to say about the rows, once they are encoded.
 
     Raises:
         DataError: naming the row, where one cannot be read, encoded or trained on.
@@ -65,7 +60,7 @@ def prepare(
     """
     limit = effective_limit(data.max_length, model_max_length)
     report = DataReport(max_length=limit, streaming=data.streaming)
-    encoding = Encoding(encode, tuple(formats), limit, data.overflow)
+    encoding = Encoding(encoder, limit, data.overflow)
     _check(data, limit)
     fraction = data.eval if isinstance(data.eval, float) else None
     held: Picked | None = None
@@ -74,19 +69,23 @@ def prepare(
         streamed = StreamedRows(
             data.train, streaming(encoding), seed=seed, order_seed=order_seed, shuffle=shuffle
         )
-        train = _probed(streamed, report)
+        encoder.settle()
+        train = _probed(streamed, report, encoder)
     else:
         train, held = _load(data.train, encoding, seed, report.train_sources, fraction)
-        report.train = _measure(train)
+        encoder.settle()
+        report.train.measure(train, encoder.trained)
     if data.eval is not None and not isinstance(data.eval, float):
         held, _ = _load(data.eval, encoding, seed, report.eval_sources)
     if held is not None:
-        report.eval = _measure(held)
+        report.eval = PartReport()
+        report.eval.measure(held, encoder.trained)
     if data.max_length and model_max_length and data.max_length > model_max_length:
         report.warnings.append(
             f"max_length {data.max_length:,} is more than the model's {model_max_length:,}"
         )
-    report.warnings += remarks()
+    report.notes += encoder.notes()
+    report.warnings += encoder.remarks()
     if data.packing and limit is not None and isinstance(train, Picked):
         return Prepared(
             _packed(train, limit, report.train),
@@ -94,6 +93,16 @@ def prepare(
             report,
         )
     return Prepared(train, held, report)
+
+
+def prepare_rows(
+    sources: Sequence[Source], data: Data, *, encoder: Encoder, model_max_length: int | None
+) -> tuple[Picked, list[SourceReport]]:
+    """The rows of some sources, each once, encoded as `data` says; raises what `prepare` does."""
+    encoding = Encoding(encoder, effective_limit(data.max_length, model_max_length), data.overflow)
+    reports: list[SourceReport] = []
+    rows, _ = _load(sources, encoding, 0, reports)
+    return rows, reports
 
 
 def _check(data: Data, limit: int | None) -> None:
@@ -112,12 +121,6 @@ def _packed(rows: Picked, limit: int, part: PartReport | None) -> PackedRows:
     if part is not None:
         part.packed = len(packed)
     return packed
-
-
-def _measure(rows: Picked) -> PartReport:
-    part = PartReport()
-    part.measure(rows.lengths, [trained_tokens(row) for row in rows])
-    return part
 
 
 @dataclass(slots=True)
@@ -178,12 +181,11 @@ def _load(
 
 def streaming(encoding: Encoding) -> Encoding:
     """The same way of encoding, for rows that are not read at once."""
-    return Encoding(encoding.encode, encoding.formats, encoding.limit, encoding.overflow, streaming=True)
+    return replace(encoding, streaming=True)
 
 
-def _probed(streamed: StreamedRows, report: DataReport) -> StreamedRows:
+def _probed(streamed: StreamedRows, report: DataReport, encoder: Encoder) -> StreamedRows:
     """Rows to stream, after a look at the first of them, so that what is wrong shows before training."""
-    probe: list[Row] = list(islice(streamed.rows(0, shuffle=False), _PROBE))
-    report.train.measure([len(row["input_ids"]) for row in probe], [trained_tokens(row) for row in probe])
+    report.train.measure(list(islice(streamed.rows(0, shuffle=False), _PROBE)), encoder.trained)
     report.train_sources += streamed.sources
     return streamed

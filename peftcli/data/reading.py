@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from peftcli.data.columns import Format, check_renames, guess_format, load_format, select, unused
-from peftcli.data.example import Encode, Example, Row
+from peftcli.data.example import Encoder, Example, Row
 from peftcli.data.overflow import Overflow
 from peftcli.data.report import SourceReport, file_sha256
 from peftcli.data.sources import RawRow, local_files, read_rows
@@ -22,12 +23,12 @@ _BATCH = 256  # rows that the tokenizer sees at a time
 class Encoding:
     """What is the same for every source of a run."""
 
-    encode: Encode
-    formats: tuple[str, ...]
-    """Those that the task takes."""
+    encoder: Encoder
     limit: int | None
     overflow: str
     streaming: bool = False
+    predicting: bool = False
+    """Rows need not have what is to be predicted, and none is left out."""
 
 
 class SourceReading:
@@ -40,7 +41,11 @@ class SourceReading:
         self._overflow: Overflow | None = None
 
     def examples(self) -> Iterator[list[Row]]:
-        """The rows of each example, in order.
+        """The rows of each example, in order; raises what `pairs` does."""
+        return (rows for _, rows in self.pairs())
+
+    def pairs(self) -> Iterator[tuple[RawRow, list[Row]]]:
+        """Each row as its file has it, with the encoded rows of its example.
 
         Raises:
             DataError: naming the row.
@@ -77,36 +82,43 @@ class SourceReading:
         try:
             if source.type is None:
                 found, self.report.guessed_from = guess_format(
-                    self._encoding.formats, raw.columns, source.columns
+                    self._encoding.encoder.formats, raw.columns, source.columns
                 )
             else:
                 found = self._named(source.type)
+            if self._encoding.predicting:
+                found = found.without_targets()
             check_renames(found, source.columns)
             self.report.unused_columns = unused(found, source.columns, raw.columns)
         except DataError as error:
             raise DataError(error.message, where=raw.where) from None
         self.report.type = found.name
-        self._overflow = Overflow(self._encoding.limit, self._encoding.overflow, self.report)
+        self._overflow = Overflow(
+            self._encoding.limit, self._encoding.overflow, self.report, self._encoding.encoder
+        )
         return found
 
     def _named(self, name: str) -> Format:
-        if name in FORMATS and name not in self._encoding.formats:
-            known = ", ".join(self._encoding.formats)
+        if name in FORMATS and name not in self._encoding.encoder.formats:
+            known = ", ".join(self._encoding.encoder.formats)
             raise RecipeError(f"data: type '{name}' is not for this task_type; use one of: {known}")
         return load_format(name)
 
     def _example(self, found: Format, raw: RawRow) -> Example:
         try:
-            return found(select(found, self._source.columns, raw.columns))
+            columns = select(found, self._source.columns, raw.columns)
+            for name in found.files:
+                columns[name] = _beside(raw.origin, name, columns.get(name))
+            return found(columns)
         except DataError as error:
             raise DataError(error.message, where=raw.where) from None
 
-    def _encoded(self, batch: Sequence[tuple[RawRow, Example]]) -> Iterator[list[Row]]:
+    def _encoded(self, batch: Sequence[tuple[RawRow, Example]]) -> Iterator[tuple[RawRow, list[Row]]]:
         if not batch:
             return
         assert self._overflow is not None
         try:
-            encoded = self._encoding.encode([example for _, example in batch])
+            encoded = self._encoding.encoder.encode([example for _, example in batch])
         except DataError:
             encoded = [self._encode_one(raw, example) for raw, example in batch]
         for (raw, _), rows in zip(batch, encoded, strict=True):
@@ -114,11 +126,26 @@ class SourceReading:
             kept = [piece for row in rows for piece in self._overflow.apply(row, raw.where)]
             if self._encoding.streaming:
                 self._overflow.check()
-            yield kept
+            yield raw, kept
 
     def _encode_one(self, raw: RawRow, example: Example) -> list[Row]:
         """One row alone, so that the error names it."""
         try:
-            return self._encoding.encode([example])[0]
+            return self._encoding.encoder.encode([example])[0]
         except DataError as error:
             raise DataError(error.message, where=raw.where) from None
+
+
+def _beside(origin: str, column: str, value: Any) -> Any:
+    """The file that a column names, found from the folder that the rows' own file stands in; else the value.
+
+    Raises:
+        DataError: where there is no such file.
+    """
+    if not isinstance(value, str):
+        return value
+    path = Path(value).expanduser()
+    found = path if path.is_absolute() else Path(origin).parent / path
+    if not found.is_file():
+        raise DataError(f"{column}: there is no file {value!r} (looked for {found})")
+    return str(found)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from peftcli.data.example import Row, row_length
 
 
 @dataclass(slots=True)
@@ -17,17 +19,20 @@ class PartReport:
 
     rows: int = 0
     tokens: int = 0
-    trained_tokens: int = 0
+    """0 where rows have none (images)."""
+    trained_tokens: int | None = 0
+    """None where what is trained is the row."""
     lengths: dict[str, int] = field(default_factory=dict)
     """Tokens a row: min, median, p95, max."""
     packed: int | None = None
     """Sequences that the rows were packed into."""
 
-    def measure(self, lengths: Sequence[int], trained: Sequence[int]) -> None:
-        """Count rows and tokens."""
-        self.rows = len(lengths)
-        self.tokens = int(sum(lengths))
-        self.trained_tokens = int(sum(trained))
+    def measure(self, rows: Sequence[Row], trained: Callable[[Row], int] | None) -> None:
+        """Count rows, their tokens where they have any, and those that are trained."""
+        self.rows = len(rows)
+        self.trained_tokens = None if trained is None else sum(map(trained, rows))
+        lengths = [row_length(row) for row in rows if "input_ids" in row]
+        self.tokens = sum(lengths)
         if lengths:
             # "higher" gives lengths that some row has.
             low, middle, most, high = np.quantile(lengths, [0, 0.5, 0.95, 1], method="higher").tolist()
@@ -35,8 +40,12 @@ class PartReport:
 
     def line(self) -> str:
         """The counts for a reader."""
-        share = 100 * self.trained_tokens / max(1, self.tokens)
-        text = f"{self.rows:,} rows, {self.tokens:,} tokens, {self.trained_tokens:,} trained ({share:.0f} %)"
+        text = f"{self.rows:,} rows"
+        if self.tokens:
+            text += f", {self.tokens:,} tokens"
+        if self.trained_tokens is not None:
+            share = 100 * self.trained_tokens / max(1, self.tokens)
+            text += f", {self.trained_tokens:,} trained ({share:.0f} %)"
         if self.lengths:
             text += "; length " + ", ".join(f"{name} {value:,}" for name, value in self.lengths.items())
         if self.packed is not None:
@@ -103,6 +112,7 @@ class DataReport:
     eval_sources: list[SourceReport] = field(default_factory=list)
     max_length: int | None = None
     streaming: bool = False
+    notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -116,6 +126,7 @@ class DataReport:
             found.append(("source", source.line()))
             if losses := source.losses():
                 found.append(("overflow", losses))
+        found += [("note", text) for text in self.notes]
         found += [("warning", text) for text in self.warnings]
         return [f"{label:<8}  {text}" for label, text in found]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from peftcli.data.example import Row
+from peftcli.data.example import Row, row_length
 
 
 class RowStore(Sequence[Row]):
@@ -22,8 +22,8 @@ class RowStore(Sequence[Row]):
         self._starts: dict[str, array[int]] = {}
 
     def append(self, row: Row) -> None:
-        """Add one row; its length is that of `input_ids`."""
-        self.lengths.append(len(row["input_ids"]))
+        """Add one row."""
+        self.lengths.append(row_length(row))
         for key, value in row.items():
             if isinstance(value, np.ndarray) and value.dtype == np.int32 and value.ndim == 1:
                 flat = self._flat.setdefault(key, array("i"))

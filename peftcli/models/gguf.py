@@ -22,7 +22,7 @@ from typing import Any
 
 from peftcli.errors import MemoryLimitError, ModelError
 from peftcli.hub import first_line
-from peftcli.models.bars import conversion_bar_on_terminals_only
+from peftcli.models.quiet import conversion_bar_on_terminals_only
 
 # Raised when what is stored changes, so that folders of an older layout are not taken for today's.
 LAYOUT = 1

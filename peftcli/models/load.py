@@ -20,7 +20,7 @@ from typing import Any
 from peftcli.errors import HubError, MemoryLimitError, ModelError, nearest
 from peftcli.hub import first_line, network_errors
 from peftcli.models import gguf, package
-from peftcli.models.bars import bars_on_terminals_only
+from peftcli.models.quiet import bars_on_terminals_only, no_load_report
 from peftcli.models.hub import resolve_commit
 from peftcli.models.quantize import quantization_config
 
@@ -142,6 +142,21 @@ def load_tokenizer(base: Base, *, trust_remote_code: bool = False, say: Say = lo
     return tokenizer
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A base with its weights, in evaluation mode.
+
+    Attributes:
+        model: the base.
+        new: names of the weights that it does not bring, or brings in another shape: they were drawn at random.
+        unused: names of weights in its files that have no place in the model.
+    """
+
+    model: Any
+    new: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+
 def load_model(
     base: Base,
     auto_class: Any,
@@ -150,7 +165,9 @@ def load_model(
     attn_implementation: str | None = None,
     quantization: dict[str, Any] | None = None,
     trust_remote_code: bool = False,
-) -> Any:
+    head: bool = False,
+    **options: Any,
+) -> Loaded:
     """The base with its pretrained weights, in evaluation mode.
 
     Args:
@@ -160,6 +177,8 @@ def load_model(
         attn_implementation: passed to Transformers.
         quantization: `BitsAndBytesConfig` fields.
         trust_remote_code: run Python code that the base's repository brings.
+        head: whether the class has a head that the base need not bring.
+        **options: of `from_pretrained`, such as `num_labels`.
 
     Raises:
         ModelError: it cannot be loaded so, or lacks weights that the class needs.
@@ -167,9 +186,12 @@ def load_model(
         MemoryLimitError: it does not fit into memory.
     """
     settings: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    if head:
+        # A head for other labels is drawn anew; what that touches is checked below.
+        settings["ignore_mismatched_sizes"] = True
     if quantization:
         settings["quantization_config"] = quantization_config(quantization)
-    with bars_on_terminals_only(), _one_line_errors(base, "model"):
+    with bars_on_terminals_only(), no_load_report(), _one_line_errors(base, "model"):
         model, report = auto_class.from_pretrained(
             base.path,
             revision=base.revision or "main",
@@ -178,13 +200,17 @@ def load_model(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             **settings,
+            **options,
         )
-    if missing := sorted(report["missing_keys"]):
+    missing = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    body = f"{getattr(model, 'base_model_prefix', '')}."
+    lacking = [name for name in missing if not head or (name.startswith(body) and ".pooler." not in name)]
+    if lacking:
         raise ModelError(
-            f"{base.name!r} lacks {len(missing)} weights that a {type(model).__name__} needs "
-            f"(first: {missing[0]}); name a base that was made for this task"
+            f"{base.name!r} lacks {len(lacking)} weights that a {type(model).__name__} needs "
+            f"(first: {lacking[0]}); name a base that was made for this task"
         )
-    return model
+    return Loaded(model, tuple(missing), tuple(sorted(report["unexpected_keys"])))
 
 
 def _is_path(name: str) -> bool:

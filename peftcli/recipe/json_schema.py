@@ -12,6 +12,7 @@ from peftcli.recipe.adapter import WRITTEN
 from peftcli.recipe.gates import PATTERN
 from peftcli.recipe.names import OPTIMIZERS, QUANTIZATION, SCHEDULERS, TRACKERS
 from peftcli.recipe.schema import Recipe
+from peftcli.recipe.tasks import OPTIONS
 from peftcli.recipe.training import OLDER
 from peftcli.registry import FORMATS, METHODS, TASKS, resolve
 
@@ -38,6 +39,7 @@ def json_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A peftcli recipe",
         **schema,
+        "allOf": [_task(name) for name in TASKS],
         "$defs": definitions,
     }
 
@@ -87,6 +89,17 @@ def _training(properties: dict[str, Any]) -> None:
     properties["evaluation_strategy"]["enum"] = properties["eval_strategy"]["enum"]
     properties["warmup_ratio"] |= {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
     properties["group_by_length"]["type"] = properties["no_cuda"]["type"] = "boolean"
+
+
+def _task(name: str) -> dict[str, Any]:
+    """The options of a task, in recipes for it."""
+    options = _untitled(OPTIONS[name].model_json_schema())
+    options.pop("description", None)
+    definitions = options.pop("$defs", {})
+    return {
+        "if": {"properties": {"task_type": {"const": name}}},
+        "then": {"properties": {"task": _inlined(options, definitions)}},
+    }
 
 
 def _quantization(description: str) -> dict[str, Any]:

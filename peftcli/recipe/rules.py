@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pydantic import ValidationError
+
 from peftcli.errors import did_you_mean
 from peftcli.recipe.gates import parse_gate
 from peftcli.recipe.names import (
@@ -16,8 +18,10 @@ from peftcli.recipe.names import (
     SCHEDULERS,
     TRACKERS,
 )
-from peftcli.recipe.schema import Recipe, Source
+from peftcli.recipe.problems import say, settle
+from peftcli.recipe.schema import Data, Recipe, Source
 from peftcli.recipe.source import KeyPath
+from peftcli.recipe.tasks import OPTIONS, ROWS
 from peftcli.recipe.training import Training
 from peftcli.registry import FORMATS, TASKS
 
@@ -56,6 +60,34 @@ def _known_task(recipe: Recipe) -> Iterator[Finding]:
         yield ("task_type",), f"{recipe.task_type} is not supported yet; supported: {', '.join(TASKS)}"
 
 
+@_rule("task_type", "task")
+def _task_options(recipe: Recipe) -> Iterator[Finding]:
+    options = OPTIONS.get(recipe.task_type)
+    if options is None:
+        return
+    try:
+        options.model_validate(recipe.task)
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            path = settle(("task", *item["loc"]), {"task": recipe.task})
+            if item["type"] == "extra_forbidden":
+                known = list(options.model_fields)
+                hint = did_you_mean(str(path[-1]), known) if known else "it has none"
+                yield path, f"is no option of {recipe.task_type}; {hint}"
+            else:
+                yield path, say([item], item["input"])
+
+
+@_rule("task_type", "data")
+def _data_of_task(recipe: Recipe) -> Iterator[Finding]:
+    options = OPTIONS.get(recipe.task_type)
+    if options is None:
+        return
+    for name, field in Data.model_fields.items():
+        if name not in {*ROWS, *options.DATA} and getattr(recipe.data, name) != field.default:
+            yield ("data", name), f"has no meaning for {recipe.task_type}; leave it out"
+
+
 @_rule("task_type", "adapter.task_type")
 def _one_task(recipe: Recipe) -> Iterator[Finding]:
     if recipe.adapter.get("task_type", recipe.task_type) != recipe.task_type:
@@ -85,11 +117,15 @@ def _quantization(recipe: Recipe) -> Iterator[Finding]:
         yield ("quantization",), "needs exactly one of `load_in_4bit: true` and `load_in_8bit: true`"
 
 
-@_rule("data")
+@_rule("data", "task_type")
 def _formats(recipe: Recipe) -> Iterator[Finding]:
+    formats = OPTIONS[recipe.task_type].FORMATS if recipe.task_type in OPTIONS else FORMATS
     for path, source in _sources(recipe):
         if source.type is not None and source.type not in FORMATS:
             yield (*path, "type"), f"unknown format '{source.type}'; {did_you_mean(source.type, FORMATS)}"
+        elif source.type is not None and source.type not in formats:
+            known = ", ".join(formats)
+            yield (*path, "type"), f"'{source.type}' is not for {recipe.task_type}; use one of: {known}"
         elif source.type not in {None, "text"} and recipe.data.overflow == "split":
             message = (
                 f"`split` is for rows of type text, and {'.'.join(map(str, path))} has type {source.type}"

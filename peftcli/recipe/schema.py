@@ -21,6 +21,7 @@ TaskName = Literal[
     "IMAGE_CLS",
     "SEMANTIC_SEG",
     "SPEECH_SEQ_2_SEQ_LM",
+    "TEXT_TO_IMAGE",
 ]
 
 
@@ -103,6 +104,7 @@ class Recipe(Strict):
         None, description="as Transformers': sdpa, eager, flash_attention_2, …"
     )
     quantization: dict[str, Any] | None = Field(None, description="fields of transformers.BitsAndBytesConfig")
+    task: dict[str, Any] = Field({}, description="options of the task_type, where it has any")
     adapter: dict[str, Any] = Field(description="fields of adapter_config.json for the peft_type")
     data: Data = Field(description="the rows, and which of their tokens to train on")
     training: Training = Field(description="how to train: TrainingArguments' names")

@@ -13,7 +13,6 @@ from peftcli.files import write_text
 from peftcli.recipe.schema import Recipe
 
 CARD_NAME = "README.md"
-PIPELINES = {"CAUSAL_LM": "text-generation"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +26,9 @@ class CardFacts:
         metrics: name to value, after the last evaluation.
         steps: optimizer steps made.
         seconds: of training.
+        pipeline_tag: the Hub's name for what the model does.
+        auto_class: the Transformers class that loads the base.
+        usage: the command that uses the adapter.
     """
 
     base_id: str
@@ -35,17 +37,20 @@ class CardFacts:
     metrics: Mapping[str, float]
     steps: int
     seconds: float
+    pipeline_tag: str | None
+    auto_class: str
+    usage: str
 
 
-def _front_matter(recipe: Recipe, base_id: str) -> str:
+def _front_matter(recipe: Recipe, base_id: str, pipeline_tag: str | None) -> str:
     method = str(recipe.adapter["peft_type"]).lower()
     fields: dict[str, Any] = {
         "library_name": "peft",
         "base_model": base_id,
         "tags": ["peft", method, "peftcli", f"base_model:adapter:{base_id}"],
     }
-    if recipe.task_type in PIPELINES:
-        fields["pipeline_tag"] = PIPELINES[recipe.task_type]
+    if pipeline_tag is not None:
+        fields["pipeline_tag"] = pipeline_tag
     return "---\n" + yaml.safe_dump(fields, sort_keys=False, allow_unicode=True) + "---\n"
 
 
@@ -54,19 +59,18 @@ def _table(metrics: Mapping[str, float]) -> str:
     return "\n".join(["| metric | value |", "| --- | --- |", *rows])
 
 
-def _usage(base_id: str) -> str:
+def _usage(facts: CardFacts) -> str:
     return f"""\
 ```sh
-peftcli generate --adapter . --prompt "…"
+{facts.usage}
 ```
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {facts.auto_class}
 
-base = AutoModelForCausalLM.from_pretrained({base_id!r})
+base = {facts.auto_class}.from_pretrained({facts.base_id!r})
 model = PeftModel.from_pretrained(base, ".")
-tokenizer = AutoTokenizer.from_pretrained(".")
 ```"""
 
 
@@ -81,7 +85,7 @@ def model_card(recipe: Recipe, facts: CardFacts) -> str:
     )
     written = recipe.model_dump(mode="json", exclude_unset=True)
     parts = [
-        _front_matter(recipe, facts.base_id),
+        _front_matter(recipe, facts.base_id, facts.pipeline_tag),
         f"# {title}\n",
         summary + "\n",
         "## Results\n",
@@ -90,7 +94,7 @@ def model_card(recipe: Recipe, facts: CardFacts) -> str:
         "## Data\n",
         "```text\n" + "\n".join(facts.data_lines) + "\n```\n",
         "## How to use it\n",
-        _usage(facts.base_id) + "\n",
+        _usage(facts) + "\n",
         "## Recipe\n",
         "What is not here has its default; `recipe.lock.yaml` has every value.\n",
         "```yaml\n" + yaml.safe_dump(written, sort_keys=False, allow_unicode=True) + "```",

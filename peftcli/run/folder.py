@@ -48,6 +48,12 @@ class RunFolder:
         """Whether the folder holds a tokenizer, which is then the one to use."""
         return (self.folder / "tokenizer.json").is_file() or (self.folder / "tokenizer_config.json").is_file()
 
+    @property
+    def has_processor(self) -> bool:
+        """Whether the folder holds what turns inputs into tensors, of whatever kind."""
+        names = ("preprocessor_config.json", "processor_config.json")
+        return self.has_tokenizer or any((self.folder / name).is_file() for name in names)
+
 
 def open_run(folder: Path) -> RunFolder:
     """Read a run's folder, or an adapter's folder from elsewhere.

@@ -201,7 +201,7 @@ def _model(run: RunFolder, base: Base, *, with_adapter: bool) -> Any:
         attn_implementation=run.attn_implementation,
         quantization=run.quantization,
         trust_remote_code=run.trust_remote_code,
-    )
+    ).model
     if with_adapter:
         from peftcli.peft.model import PeftModel
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from peftcli import registry
 from peftcli.data.prepare import Prepared, prepare
-from peftcli.models.load import Base, load_config, load_tokenizer, resolve_base
+from peftcli.models.load import Base, load_config, resolve_base
 from peftcli.recipe.schema import Recipe
 from peftcli.tasks.base import Task
 
@@ -17,10 +17,10 @@ Say = Callable[[str], object]
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """A recipe's base, tokenizer, task and rows."""
+    """A recipe's base, processor (tokenizer), task and rows."""
 
     base: Base
-    tokenizer: Any
+    processor: Any
     task: Task
     prepared: Prepared
 
@@ -33,36 +33,23 @@ def read_inputs(recipe: Recipe, *, say: Say) -> Inputs:
         DataError: rows cannot be read, encoded or trained on.
         HubError: the Hub could not be reached.
     """
-    task_class = registry.resolve(registry.TASKS, recipe.task_type, what="task_type")
+    task_class: type[Task] = registry.resolve(registry.TASKS, recipe.task_type, what="task_type")
     base = resolve_base(recipe.base_model, recipe.revision, say=say)
     config = load_config(base, trust_remote_code=recipe.trust_remote_code)
-    tokenizer = load_tokenizer(base, trust_remote_code=recipe.trust_remote_code, say=say)
-    task: Task = task_class(recipe, tokenizer)
+    processor = task_class.load_processor(base, trust_remote_code=recipe.trust_remote_code, say=say)
+    task = task_class(recipe, processor, config)
     prepared = prepare(
         recipe.data,
-        encode=task.encode,
+        encoder=task.encoder(),
         seed=recipe.training.seed,
         order_seed=recipe.training.data_seed,
         shuffle=recipe.training.train_sampling_strategy != "sequential",
-        model_max_length=longest_input(config, tokenizer),
-        formats=task.formats,
-        remarks=task.remarks,
+        model_max_length=task.max_input(),
     )
     training = recipe.training
     if prepared.eval is not None and training.eval_strategy == "no" and not training.eval_on_start:
         prepared.report.warnings.append(
             f"{len(prepared.eval):,} rows are held out by data.eval and never evaluated: training.eval_strategy is no"
         )
-    return Inputs(base, tokenizer, task, prepared)
+    return Inputs(base, processor, task, prepared)
 
-
-def longest_input(config: Any, tokenizer: Any) -> int | None:
-    """How many tokens the model takes, as far as its config or tokenizer says; None where neither does."""
-    text_config = config.get_text_config()
-    limits = [
-        limit
-        for limit in (getattr(text_config, "max_position_embeddings", None), tokenizer.model_max_length)
-        # Tokenizers without a limit say 1e30.
-        if isinstance(limit, int) and 0 < limit < 10**9
-    ]
-    return min(limits, default=None)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import product
 from pathlib import Path
 
-from peftcli.errors import RecipeError
+from peftcli.errors import RecipeError, did_you_mean
 from peftcli.files import write_text
-from peftcli.recipe.builtin import folder
+from peftcli.recipe.builtin import folder, read_built_in
 from peftcli.recipe.source import to_yaml
+from peftcli.recipe.tasks import OPTIONS
 from peftcli.registry import TASKS
 
 DEFAULT_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -57,6 +59,9 @@ training:
   seed: 42
 """
 
+# Where a built-in recipe names rows that come with it.
+_SHIPPED = re.compile(r"path: recipes/([\w.-]+)")
+
 _METALS = ("iron", "copper", "silver", "gold", "tin", "zinc", "nickel", "lead")
 _SYMBOLS = ("Fe", "Cu", "Ag", "Au", "Sn", "Zn", "Ni", "Pb")
 _QUESTIONS = (
@@ -69,44 +74,73 @@ _QUESTIONS = (
 
 
 def starter(task: str, base: str | None, rows: Path | None = None, output_dir: str = "runs/starter") -> str:
-    """The starter recipe's text; without `rows` it trains on rows that come with peftcli.
+    """The starter recipe's text.
+
+    Args:
+        task: the task_type.
+        base: the base model; None for the starter's own.
+        rows: the stem of the files of rows beside the recipe; None for rows that come with peftcli.
+        output_dir: of the run.
 
     Raises:
-        RecipeError: where there is no starter for the task.
+        RecipeError: where there is no such task.
     """
     if task not in TASKS:
-        raise RecipeError(f"--task {task} is not supported yet; supported: {', '.join(TASKS)}")
+        raise RecipeError(f"--task {task}: there is no such task; {did_you_mean(task, TASKS)}")
+    if OPTIONS[task].STARTER:
+        return _from_built_in(OPTIONS[task].STARTER, base, rows, output_dir)
     return _TEMPLATE.format(
         task=task,
         base=_line("base_model", base or DEFAULT_BASE),
-        rows=_line("path", str(rows or folder() / SHIPPED_ROWS)),
+        rows=_line("path", f"{rows}.jsonl" if rows else str(folder() / SHIPPED_ROWS)),
         output=_line("output_dir", output_dir),
     )
 
 
-def write_starter(path: Path, task: str, base: str | None) -> tuple[Path, Path]:
-    """Writes the recipe, and its rows as `STEM.jsonl` beside it; returns both paths.
+def write_starter(path: Path, task: str, base: str | None) -> tuple[Path, list[Path]]:
+    """Writes the recipe, and its rows beside it as `STEM.jsonl` (several files: `STEM-….jsonl`); returns the paths.
 
     Raises:
-        RecipeError: where either file exists, or the folder does not.
+        RecipeError: where a file exists, or the folder does not.
     """
-    rows = path.with_suffix(".jsonl")
-    if rows == path:
+    stem = path.with_suffix("")
+    if path.suffix not in {".yaml", ".yml"}:
         raise RecipeError("name a .yaml file; the rows are written beside it as .jsonl", where=str(path))
     if not path.parent.is_dir():
         raise RecipeError(f"there is no folder {path.parent}; make it first", where=str(path))
-    for file in (path, rows):
+    text = starter(task, base, stem, f"runs/{path.stem}")
+    contents = _rows_of(task, stem)
+    for file in (path, *contents):
         if file.exists() or file.is_symlink():
             raise RecipeError(
                 "exists already, and is not overwritten; choose another --output", where=str(file)
             )
-    text = starter(task, base, rows, f"runs/{path.stem}")
     try:
-        write_text(rows, example_rows())
+        for file, content in contents.items():
+            write_text(file, content)
         write_text(path, text)
     except OSError as error:
         raise RecipeError(f"cannot be written: {error.strerror}", where=str(path)) from None
-    return path, rows
+    return path, list(contents)
+
+
+def _rows_of(task: str, stem: Path) -> dict[Path, str]:
+    """The files of rows that a starter names, and what stands in them."""
+    if not OPTIONS[task].STARTER:
+        return {Path(f"{stem}.jsonl"): example_rows()}
+    names = _SHIPPED.findall(read_built_in(OPTIONS[task].STARTER))
+    return {Path(f"{stem}-{name}"): (folder() / name).read_text(encoding="utf-8") for name in names}
+
+
+def _from_built_in(name: str, base: str | None, stem: Path | None, output_dir: str) -> str:
+    """A built-in recipe with another base, its rows found from here, and a folder of its own."""
+    text = read_built_in(name)
+    if base is not None:
+        text = re.sub(r"^base_model: \S+$", lambda _: _line("base_model", base), text, flags=re.MULTILINE)
+    text = _SHIPPED.sub(
+        lambda found: _line("path", str(folder() / found[1] if stem is None else f"{stem}-{found[1]}")), text
+    )
+    return re.sub(r"output_dir: \S+", lambda _: _line("output_dir", output_dir), text)
 
 
 def example_rows() -> str:

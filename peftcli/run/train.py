@@ -16,7 +16,6 @@ from accelerate.utils import set_seed
 
 from peftcli.errors import GateError, RecipeError
 from peftcli.files import write_text
-from peftcli.models.load import load_model
 from peftcli.peft.model import PeftModel, get_peft_model
 from peftcli.recipe.adapter import adapter_config
 from peftcli.recipe.gates import parse_gate
@@ -88,7 +87,7 @@ def train(recipe: Recipe, *, resume: bool | Path = False, say: Say) -> Trained:
         lock = lock_of(recipe, inputs)
         check_changes(lock, folder, checkpoint, say)
         _use_own_gpu(recipe)
-        model = adapted_model(recipe, inputs)
+        model = adapted_model(recipe, inputs, say)
         parameters = model.get_nb_trainable_parameters()
         share = 100 * parameters[0] / parameters[1]
         say(f"training {parameters[0]:,} of {parameters[1]:,} parameters ({share:.2f} %)")
@@ -151,7 +150,7 @@ def _save_for_everyone(model: PeftModel, folder: Path, start: Path, say: Say) ->
 def _job(recipe: Recipe, inputs: Inputs, model: PeftModel, lock: Lock, checkpoint: Path | None) -> Job:
     def save_adapter(target: Path) -> None:
         model.save_pretrained(str(target))
-        inputs.tokenizer.save_pretrained(str(target))
+        inputs.task.save(target)
         write_lock(target, lock)
 
     def load_adapter(source: Path) -> None:
@@ -185,27 +184,26 @@ def _use_own_gpu(recipe: Recipe) -> None:
         torch.cuda.set_device(int(rank))
 
 
-def adapted_model(recipe: Recipe, inputs: Inputs) -> PeftModel:
-    """The base with a fresh adapter, drawn by training.seed."""
-    base = load_model(
-        inputs.base,
-        inputs.task.auto_class(),
-        dtype=recipe.dtype,
-        attn_implementation=recipe.attn_implementation,
-        quantization=recipe.quantization,
-        trust_remote_code=recipe.trust_remote_code,
-    )
+def adapted_model(recipe: Recipe, inputs: Inputs, say: Say) -> PeftModel:
+    """The base with a fresh adapter, and a fresh head where the task needs one, drawn by training.seed."""
+    set_seed(recipe.training.seed)
+    loaded = inputs.task.load_model(inputs.base)
     set_seed(recipe.training.seed)
     config = adapter_config(recipe)
+    if heads := inputs.task.heads(loaded):
+        config.modules_to_save = sorted({*(config.modules_to_save or ()), *heads})
+        say(f"trained and saved whole, as the base does not bring them: {', '.join(heads)}")
+    if unused := loaded.unused:
+        say(f"not used of the base: {len(unused)} weights (first: {unused[0]})")
     config.base_model_name_or_path = recipe.base_model_id or recipe.base_model
     config.revision = recipe.revision
-    return get_peft_model(base, config)
+    return get_peft_model(loaded.model, config)
 
 
 def lock_of(recipe: Recipe, inputs: Inputs) -> Lock:
     """What the run is, for recipe.lock.yaml."""
     report = inputs.prepared.report
-    template = recipe.data.chat_template or inputs.tokenizer.chat_template
+    template = recipe.data.chat_template or getattr(inputs.processor, "chat_template", None)
     return make_lock(
         recipe,
         base={
@@ -235,6 +233,9 @@ def _write_reports(
         metrics={"train_loss": outcome.train_loss, **outcome.last_eval},
         steps=outcome.global_step,
         seconds=outcome.seconds,
+        pipeline_tag=inputs.task.pipeline_tag,
+        auto_class=inputs.task.auto_class().__name__,
+        usage=inputs.task.usage,
     )
     write_card(folder, recipe, facts)
 

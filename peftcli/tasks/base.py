@@ -1,33 +1,135 @@
-"""What a task is: from examples to rows, from rows to batches, from a model's outputs to a loss."""
+"""What a task is: from examples to rows, from rows to batches, from a model's outputs to a loss and a prediction.
+
+A task is made twice in the life of an adapter. For training it is made from the recipe, and learns from the
+training rows what it must know (labels, say), which `save` writes beside the adapter. For evaluation and prediction
+it is made from the run's locked recipe, and `restore` reads that again. The loop, the commands and the data part
+know no task by name: what is special about one stands in its file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from peftcli.data.example import Example, Row
+from peftcli.data.example import Encoder, Example, Row, cut_tokens
+from peftcli.data.overflow import effective_limit, next_tokens
+from peftcli.models.load import Base, Loaded, load_model, load_tokenizer
 from peftcli.recipe.schema import Recipe
+from peftcli.recipe.tasks import OPTIONS
+from peftcli.tasks.heads import head_modules
 
-Batch = Mapping[str, Tensor]
+Batch = Mapping[str, Any]
+"""Tensors, the first dimension the row; anything else in it is for `metrics` and `predict`, and stays on the host."""
 Sum = tuple[Tensor, Tensor]
 """A sum and its weight (a count), both scalars on the device: the caller adds many up and divides once."""
+Say = Callable[[str], object]
 
 
-class Task(Protocol):
-    """One `task_type`: everything about training that depends on what the model is for."""
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What evaluating a batch gives.
+
+    Attributes:
+        sums: for each metric that is a mean its sum over the batch and its weight; `loss` is one.
+        records: what the task's other metrics are computed from, all batches' and processes' together: plain
+            Python or NumPy values.
+    """
+
+    sums: dict[str, Sum]
+    records: list[Any] = field(default_factory=list)
+
+
+class Task(ABC):
+    """One `task_type`: everything about training that depends on what the model is for.
+
+    Args:
+        recipe: the run.
+        processor: what `load_processor` gave: a tokenizer, or a processor of images or sound.
+        config: the base's Transformers config.
+    """
 
     task_type: ClassVar[str]
-    formats: ClassVar[tuple[str, ...]]
-    """The data formats that the task takes."""
+    pipeline_tag: ClassVar[str | None] = None
+    """The Hub's name for what the model does, for the model card."""
+    usage: ClassVar[str] = "peftcli predict --adapter . --input rows.jsonl --output predictions.jsonl"
+    """The command that uses an adapter, for the model card."""
 
-    def __init__(self, recipe: Recipe, tokenizer: Any) -> None: ...
+    def __init__(self, recipe: Recipe, processor: Any, config: Any) -> None:
+        self.recipe = recipe
+        self.processor = processor
+        self.config = config
+
+    @property
+    def limit(self) -> int | None:
+        """The most tokens a row may have; None where nothing limits them."""
+        return effective_limit(self.recipe.data.max_length, self.max_input())
+
+    # The model.
 
     @staticmethod
+    @abstractmethod
     def auto_class() -> Any:
         """The Transformers AutoModel class that loads the base."""
 
+    @staticmethod
+    def load_processor(base: Base, *, trust_remote_code: bool = False, say: Say) -> Any:
+        """What turns inputs into tensors, from the base or from the adapter's folder: a tokenizer."""
+        return load_tokenizer(base, trust_remote_code=trust_remote_code, say=say)
+
+    def model_options(self) -> dict[str, Any]:
+        """What `from_pretrained` is told beside the recipe's settings, such as the number of labels."""
+        return {}
+
+    def load_model(self, base: Base) -> Loaded:
+        """The base, as this task needs it; new weights are drawn from PyTorch's global generator."""
+        return load_model(
+            base,
+            self.auto_class(),
+            dtype=self.recipe.dtype,
+            attn_implementation=self.recipe.attn_implementation,
+            quantization=self.recipe.quantization,
+            trust_remote_code=self.recipe.trust_remote_code,
+            **self.model_options(),
+        )
+
+    def heads(self, loaded: Loaded) -> list[str]:
+        """The modules that are trained and saved whole: those whose weights the base does not bring."""
+        return head_modules(loaded.model, loaded.new)
+
+    def check_model(self, model: nn.Module) -> None:  # noqa: B027  (most tasks have nothing to refuse)
+        """Refuse a model that cannot do what the recipe's data settings ask.
+
+        Raises:
+            ModelError: naming the setting.
+        """
+
+    # Rows.
+
+    def max_input(self) -> int | None:
+        """How many tokens the model takes, as far as its config or tokenizer says; None where neither does."""
+        limits = [
+            limit
+            for limit in (
+                getattr(self.config.get_text_config(), "max_position_embeddings", None),
+                getattr(self.processor, "model_max_length", None),
+            )
+            # Tokenizers without a limit say 1e30.
+            if isinstance(limit, int) and 0 < limit < 10**9
+        ]
+        return min(limits, default=None)
+
+    def encoder(self) -> Encoder:
+        """The task's part in preparing rows."""
+        formats = OPTIONS[self.task_type].FORMATS
+        trained = self.trained_tokens if self.counts_tokens else None
+        return Encoder(self.encode, formats, self.settle, self.notes, self.remarks, trained, self.cut)
+
+    @abstractmethod
     def encode(self, examples: Sequence[Example]) -> list[list[Row]]:
         """The rows of each example.
 
@@ -35,21 +137,77 @@ class Task(Protocol):
             DataError: where an example cannot be encoded (of a batch, any one).
         """
 
+    def settle(self) -> None:  # noqa: B027  (most tasks learn nothing from rows)
+        """All training rows have been encoded; of streamed ones none yet."""
+
+    def notes(self) -> list[str]:
+        """What was found in the rows, such as their labels, a line each."""
+        return []
+
     def remarks(self) -> list[str]:
-        """What the user should know about the rows encoded so far, a line each."""
+        """What the user should be warned of, now that rows are encoded, a line each."""
+        return []
 
-    def check_model(self, model: nn.Module) -> None:
-        """Refuse a model that cannot do what the recipe's data settings ask.
+    counts_tokens: ClassVar[bool] = False
+    """Whether it trains tokens of a row, which `trained_tokens` counts, or the row."""
 
-        Raises:
-            ModelError: naming the setting.
-        """
+    def trained_tokens(self, row: Row) -> int:
+        """How many tokens of a row are trained, where the task counts them."""
+        return next_tokens(row)
 
-    def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def cut(self, row: Row, limit: int) -> Row:
+        """A row cut to a number of tokens."""
+        return cut_tokens(row, limit)
+
+    @abstractmethod
+    def collate(self, rows: Sequence[Row]) -> dict[str, Any]:
         """A batch of the rows, padded on the right."""
 
+    # Training, evaluation, prediction.
+
+    @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0) -> Sum:
         """The sum of the losses of the batch's trained tokens (or rows), and their number. No host sync."""
 
-    def metrics(self, model: nn.Module, batch: Batch) -> dict[str, Sum]:
-        """For each metric its sum over the batch and its weight; `loss` is one, from the same forward."""
+    @abstractmethod
+    def metrics(self, model: nn.Module, batch: Batch) -> Evaluated:
+        """What an evaluation needs of the batch: `loss` without label smoothing, and the rest from the same forward."""
+
+    def score(self, records: Sequence[Any]) -> dict[str, float]:
+        """The metrics that are no means, of all rows' records together."""
+        del records
+        return {}
+
+    @classmethod
+    def predicts(cls) -> bool:
+        """Whether `peftcli predict` is the command that uses it; another task generates."""
+        return cls.predict is not Task.predict
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
+        """One record a row of the batch, for `answer`."""
+        raise NotImplementedError
+
+    def answer(self, rows: Sequence[Row], records: Sequence[Any], folder: Path | None) -> dict[str, Any]:
+        """What is predicted for one example, as JSON; its rows' records together.
+
+        Args:
+            rows: the example's.
+            records: one a row.
+            folder: where files may be written that the answer names (masks), and None where there is no place.
+        """
+        del rows, folder
+        record: dict[str, Any] = records[0]
+        return record
+
+    # What lies beside the adapter.
+
+    def save(self, folder: Path) -> None:
+        """Writes what inference needs beside the base and the adapter."""
+        self.processor.save_pretrained(str(folder))
+
+    def restore(self, folder: Path) -> None:  # noqa: B027  (most tasks save nothing but their processor)
+        """Takes up again what `save` wrote beside the processor.
+
+        Raises:
+            ModelError: a file is missing or broken.
+        """

@@ -21,17 +21,21 @@ from peftcli.data.prompt import Prompter
 from peftcli.data.tokens import IGNORED, Encoded, Passage, encode_passages, require_offsets
 from peftcli.errors import ModelError, RecipeError
 from peftcli.recipe.schema import Recipe
-from peftcli.tasks.base import Batch, Sum
+from peftcli.tasks.base import Batch, Evaluated, Sum, Task
 from peftcli.tasks.token_loss import summed_token_loss
 
 
-class CausalLM:
+class CausalLM(Task):
     """The task of predicting each trained token from the ones before it."""
 
     task_type: ClassVar[str] = "CAUSAL_LM"
-    formats: ClassVar[tuple[str, ...]] = ("text", "completion", "instruction", "chat")
+    pipeline_tag: ClassVar[str | None] = "text-generation"
+    usage: ClassVar[str] = 'peftcli generate --adapter . --prompt "…"'
+    counts_tokens: ClassVar[bool] = True
 
-    def __init__(self, recipe: Recipe, tokenizer: Any) -> None:
+    def __init__(self, recipe: Recipe, processor: Any, config: Any = None) -> None:
+        super().__init__(recipe, processor, config)
+        tokenizer = processor
         require_offsets(tokenizer)
         data = recipe.data
         self._tokenizer = tokenizer
@@ -84,6 +88,7 @@ class CausalLM:
                 return self._chat([*prompt.messages, {"role": "assistant", "content": example.output}]), False
             self._plain_instructions = True
             return self._completion(prompt, example.output), True
+        assert isinstance(example, Chat)
         return self._chat(example.messages), False
 
     def _completion(self, prompt: Passage, completion: str) -> Passage:
@@ -227,14 +232,16 @@ class CausalLM:
         total = summed_token_loss(logits.flatten(0, 1), targets.flatten(), label_smoothing=label_smoothing)
         return total, (targets != IGNORED).sum()
 
-    def metrics(self, model: nn.Module, batch: Batch) -> dict[str, Sum]:
+    def metrics(self, model: nn.Module, batch: Batch) -> Evaluated:
         """`loss`, and `accuracy`: the share of trained tokens that are the likeliest ones."""
         logits, targets = _trained_logits(model, batch), batch["targets"]
         count = (targets != IGNORED).sum()
-        return {
-            "loss": (summed_token_loss(logits.flatten(0, 1), targets.flatten()), count),
-            "accuracy": ((logits.argmax(-1) == targets).sum(), count),
-        }
+        return Evaluated(
+            {
+                "loss": (summed_token_loss(logits.flatten(0, 1), targets.flatten()), count),
+                "accuracy": ((logits.argmax(-1) == targets).sum(), count),
+            }
+        )
 
 
 def _joined(rows: Sequence[Row]) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 from peftcli.errors import RecipeError, did_you_mean
 from peftcli.recipe.training import Training
-from peftcli.tasks.base import Sum, Task
-from peftcli.train.feed import Batch
+from peftcli.tasks.base import Evaluated, Task
+from peftcli.train.feed import Batch, on_device
 
 
 def evaluate(
@@ -21,19 +22,26 @@ def evaluate(
 ) -> dict[str, float]:
     """`eval_loss` and the task's other metrics over this process's batches and those of all others.
 
-    Each is a sum over trained tokens (or rows) divided by their number, without label smoothing.
+    The means are sums over trained tokens (or rows) divided by their number, without label smoothing; the others
+    the task computes from the records of all rows.
     """
     totals: dict[str, Tensor] = {}
+    records: list[Any] = []
     was_training = model.training
     model.eval()
     with torch.no_grad():
         for batch in batches:
-            on_device = {name: part.to(accelerator.device, non_blocking=True) for name, part in batch.items()}
-            for name, pair in _sums(model, task, on_device, accelerator, settings).items():
+            found = _evaluated(model, task, on_device(batch, accelerator.device), accelerator, settings)
+            records += found.records
+            for name, pair in found.sums.items():
                 both = torch.stack([part.to(sum_type(accelerator.device)) for part in pair])
                 totals[name] = totals[name] + both if name in totals else both
     model.train(was_training)
-    return _means(totals, accelerator)
+    means = _means(totals, accelerator)
+    if settings.prediction_loss_only:
+        return means
+    scores = task.score(gather_object(records))
+    return means | {f"eval_{name}": float(value) for name, value in scores.items()}
 
 
 def check_metrics(
@@ -71,12 +79,12 @@ def sum_type(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _sums(
+def _evaluated(
     model: nn.Module, task: Task, batch: Batch, accelerator: Accelerator, settings: Training
-) -> dict[str, Sum]:
+) -> Evaluated:
     with _autocast(accelerator, settings):
         if settings.prediction_loss_only:
-            return {"loss": task.loss(model, batch)}
+            return Evaluated({"loss": task.loss(model, batch)})
         return task.metrics(model, batch)
 
 

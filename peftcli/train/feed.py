@@ -18,7 +18,16 @@ from peftcli.recipe.training import Training
 from peftcli.tasks.base import Task
 from peftcli.train.sampler import Deal, DealtBatches, row_order
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
+"""Tensors, and what stays on the host."""
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on a device."""
+    return {
+        name: part.to(device, non_blocking=True) if isinstance(part, Tensor) else part
+        for name, part in batch.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,11 @@ class MicroBatch:
 
     def pin_memory(self) -> MicroBatch:
         """The same in page-locked memory: PyTorch's loader asks batches of classes like this one for it."""
-        return MicroBatch({name: part.pin_memory() for name, part in self.tensors.items()}, self.idle)
+        pinned = {
+            name: part.pin_memory() if isinstance(part, Tensor) else part
+            for name, part in self.tensors.items()
+        }
+        return MicroBatch(pinned, self.idle)
 
 
 class MapRows(Protocol):

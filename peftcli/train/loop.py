@@ -271,7 +271,8 @@ def _evaluate(run: _Run) -> dict[str, float]:
         found = evaluate(
             engine.model.plain, engine.task, run.eval_loader, engine.accelerator, engine.settings
         )
-    if not all(math.isfinite(value) for value in found.values()):
+    # Another metric may well be undefined (a correlation with what never changes); the loss may not.
+    if not math.isfinite(found["eval_loss"]):
         raise diverged(progress.global_step, engine.settings)
     record = {"step": progress.global_step, "epoch": progress.passed, **found}
     progress.log_history.append(record)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -24,7 +25,7 @@ from accelerate.utils import (
     set_seed,
 )
 
-from peftcli.errors import RecipeError
+from peftcli.errors import Interrupted, RecipeError
 from peftcli.recipe.training import Training
 
 
@@ -73,7 +74,19 @@ def training_process(
         set_seed(settings.seed, device_specific=True)
         if accelerator.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(accelerator.device)
-        yield accelerator
+        try:
+            yield accelerator
+        except Interrupted:
+            # All processes have agreed to stop.
+            _leave_group()
+            raise
+        _leave_group()
+
+
+def _leave_group() -> None:
+    """Ends the process group: its threads must not outlive the interpreter, which C++ answers with an abort."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def precision(settings: Training) -> str:

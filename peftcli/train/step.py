@@ -26,7 +26,7 @@ from peftcli.recipe.training import Training
 from peftcli.tasks.base import Task
 from peftcli.train.evaluate import sum_type
 from peftcli.train.failures import FiniteWatch, diverged
-from peftcli.train.feed import Batch, MicroBatch
+from peftcli.train.feed import Batch, MicroBatch, on_device
 from peftcli.train.model import TrainedModel
 from peftcli.train.schedule import Scheduler
 from peftcli.train.stopping import StopRequest
@@ -113,9 +113,7 @@ def _gradients_travel(engine: Engine, *, last: bool) -> AbstractContextManager[N
 
 
 def _forward_backward(engine: Engine, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-    batch = {
-        name: part.to(engine.accelerator.device, non_blocking=True) for name, part in micro.tensors.items()
-    }
+    batch = on_device(micro.tensors, engine.accelerator.device)
     with engine.accelerator.autocast():
         loss, tokens = engine.task.loss(
             engine.model.stepped, batch, label_smoothing=engine.settings.label_smoothing_factor
@@ -138,7 +136,7 @@ def _input_tokens(engine: Engine, micro: MicroBatch) -> int:
             return int(batch["attention_mask"].sum())
         _say_padding_counts()
     main = getattr(engine.model.plain, "main_input_name", "input_ids")
-    return batch[main].numel() if main in batch else next(iter(batch.values())).numel()
+    return int(batch[main].numel() if main in batch else next(iter(batch.values())).numel())
 
 
 @cache

@@ -54,8 +54,8 @@ def test_nothing_is_overwritten(peftcli, tmp_path):
 def test_what_cannot_be_written_is_said_in_one_line(peftcli):
     assert "there is no folder" in peftcli("init", "-o", "no/where.yaml", check=2).stderr
     assert "name a .yaml file" in peftcli("init", "-o", "x.jsonl", check=2).stderr
-    done = peftcli("init", "--task", "SEQ_CLS", check=2)
-    assert done.stderr == "error: --task SEQ_CLS is not supported yet; supported: CAUSAL_LM\n"
+    done = peftcli("init", "--task", "SEQ_CLASS", check=2)
+    assert done.stderr == "error: --task SEQ_CLASS: there is no such task; did you mean 'SEQ_CLS'?\n"
 
 
 def test_the_example_rows_are_the_same_every_time_and_none_twice():

@@ -28,11 +28,9 @@ def prepared(tmp_path, rows, source=None, **data):
     task = CausalLM(recipe, merging_tokenizer(TEMPLATES["chatml"]))
     return prepare(
         recipe.data,
-        encode=task.encode,
+        encoder=task.encoder(),
         seed=0,
         model_max_length=None,
-        formats=task.formats,
-        remarks=task.remarks,
     )
 
 
@@ -141,7 +139,7 @@ def test_a_bad_row_is_refused_by_its_number(tmp_path, row, source, says):
     recipe = recipe_with(train={"path": str(path), **source})
     task = CausalLM(recipe, merging_tokenizer())
     with pytest.raises(DataError) as caught:
-        prepare(recipe.data, encode=task.encode, seed=0, model_max_length=None)
+        prepare(recipe.data, encoder=task.encoder(), seed=0, model_max_length=None)
     assert f"{path}: {says}" in str(caught.value)
 
 
@@ -193,4 +191,4 @@ def test_parquet_rows_with_null_keys_in_messages_are_read(tmp_path):
     pq.write_table(pa.Table.from_pylist([{"messages": messages}]), tmp_path / "a.parquet")
     recipe = recipe_with(train={"path": str(tmp_path / "a.parquet")})
     task = CausalLM(recipe, merging_tokenizer(TEMPLATES["chatml"]))
-    assert len(prepare(recipe.data, encode=task.encode, seed=0, model_max_length=None).train) == 1
+    assert len(prepare(recipe.data, encoder=task.encoder(), seed=0, model_max_length=None).train) == 1

@@ -32,13 +32,11 @@ def ready(tokenizer=None, seed=0, model_max_length=None, order_seed=None, shuffl
     task = CausalLM(recipe, tokenizer or merging_tokenizer())
     return prepare(
         recipe.data,
-        encode=task.encode,
+        encoder=task.encoder(),
         seed=seed,
         order_seed=order_seed,
         shuffle=shuffle,
         model_max_length=model_max_length,
-        formats=task.formats,
-        remarks=task.remarks,
     )
 
 

@@ -88,7 +88,7 @@ def _gguf_tensors(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 def test_a_gguf_loads_as_the_model_it_was_made_from(tiny_gguf: Path, tiny_base: Path) -> None:
     base = resolve_base(str(tiny_gguf))
-    model = load_model(base, AutoModelForCausalLM)
+    model = load_model(base, AutoModelForCausalLM).model
     expected = AutoModelForCausalLM.from_pretrained(tiny_base)
     ids = torch.arange(40)[None]
     torch.testing.assert_close(model(ids).logits, expected(ids).logits)
@@ -97,7 +97,7 @@ def test_a_gguf_loads_as_the_model_it_was_made_from(tiny_gguf: Path, tiny_base: 
 
 
 def test_a_converted_model_can_be_saved_as_any_other(tiny_gguf: Path, tmp_path: Path) -> None:
-    model = load_model(resolve_base(str(tiny_gguf)), AutoModelForCausalLM)
+    model = load_model(resolve_base(str(tiny_gguf)), AutoModelForCausalLM).model
     model.save_pretrained(tmp_path / "saved")
     assert "quantization_config" not in json.loads((tmp_path / "saved" / "config.json").read_text())
 

@@ -26,7 +26,7 @@ def base_copy(tiny_base: Path, tmp_path: Path) -> Path:
 
 def test_a_folder_loads_as_transformers_loads_it(tiny_base: Path) -> None:
     base = resolve_base(str(tiny_base))
-    model = load_model(base, AutoModelForCausalLM)
+    model = load_model(base, AutoModelForCausalLM).model
     expected = AutoModelForCausalLM.from_pretrained(tiny_base).state_dict()
     assert not model.training
     assert model.state_dict().keys() == expected.keys()
@@ -35,14 +35,14 @@ def test_a_folder_loads_as_transformers_loads_it(tiny_base: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_dtype_asked_for_is_the_one_loaded(tiny_base: Path, dtype: str) -> None:
-    model = load_model(resolve_base(str(tiny_base)), AutoModelForCausalLM, dtype=dtype)
+    model = load_model(resolve_base(str(tiny_base)), AutoModelForCausalLM, dtype=dtype).model
     assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
 
 
 def test_the_attention_asked_for_is_the_one_loaded(tiny_base: Path) -> None:
     base = resolve_base(str(tiny_base))
     for name in ("eager", "sdpa"):
-        model = load_model(base, AutoModelForCausalLM, attn_implementation=name)
+        model = load_model(base, AutoModelForCausalLM, attn_implementation=name).model
         assert model.config._attn_implementation == name
 
 
@@ -216,7 +216,7 @@ try:
     base = resolve_base(*sys.argv[1:])
     from transformers import AutoModelForCausalLM
     load_tokenizer(base)
-    model = load_model(base, AutoModelForCausalLM)
+    model = load_model(base, AutoModelForCausalLM).model
     print(json.dumps([base.path, base.revision, base.fingerprint, model.num_parameters()]))
 except PeftcliError as error:
     print(json.dumps([type(error).__name__, str(error)]))

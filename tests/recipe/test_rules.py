@@ -5,7 +5,20 @@ import pytest
 EVALUATED = "training.eval_strategy=epoch"
 
 REFUSED = [
-    (["task_type=SEQ_CLS"], "task_type", "SEQ_CLS is not supported yet; supported: CAUSAL_LM"),
+    (["task_type=TEXT_TO_IMAGE"], "task_type", "TEXT_TO_IMAGE is not supported yet; supported: CAUSAL_LM"),
+    (
+        ["task_type=SEQ_CLS", "task.lables=[a, b]"],
+        "task.lables",
+        "no option of SEQ_CLS; did you mean 'labels'?",
+    ),
+    (["task.labels=[a, b]"], "task.labels", "is no option of CAUSAL_LM; it has none"),
+    (["task_type=SEQ_CLS", "task.labels=[]"], "task.labels", "must be at least one"),
+    (["task_type=SEQ_CLS", "data.packing=true"], "data.packing", "has no meaning for SEQ_CLS"),
+    (
+        ["task_type=SEQ_CLS", "data.train={path: x, type: chat}"],
+        "data.train.type",
+        "'chat' is not for SEQ_CLS; use one of: classification",
+    ),
     (["data.streaming=true"], "data.streaming", "training.max_steps"),
     (["data.streaming=true", "training.max_steps=9", "data.eval=0.1"], "data.eval", "its own source"),
     (

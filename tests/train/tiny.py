@@ -19,19 +19,20 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from peftcli.methods.adalora.config import AdaLoraConfig
 from peftcli.peft.model import PeftModel, get_peft_model
 from peftcli.recipe.training import Training
+from peftcli.tasks.base import Evaluated, Task
 from peftcli.train.job import Job, Outcome
 from peftcli.train.loop import train
 
 VOCABULARY = 29
 
 
-class NextToken:
+class NextToken(Task):
     """A causal language task in its simplest form, over rows of `input_ids` and `labels`."""
 
     task_type = "CAUSAL_LM"
-    formats = ()
 
-    def __init__(self, recipe: Any = None, tokenizer: Any = None) -> None:
+    def __init__(self, recipe: Any = None, processor: Any = None, config: Any = None) -> None:
+        super().__init__(recipe, processor, config)
         self.seen: list[list[list[int]]] = []
 
     @staticmethod
@@ -40,12 +41,6 @@ class NextToken:
 
     def encode(self, examples: Sequence[Any]) -> list[list[dict]]:
         return [[example] for example in examples]
-
-    def remarks(self) -> list[str]:
-        return []
-
-    def check_model(self, model: nn.Module) -> None:
-        return None
 
     def collate(self, rows: Sequence[dict]) -> dict[str, Tensor]:
         longest = max(len(row["input_ids"]) for row in rows)
@@ -71,11 +66,11 @@ class NextToken:
         total = F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=label_smoothing)
         return total, (labels != -100).sum()
 
-    def metrics(self, model: nn.Module, batch: dict) -> dict[str, tuple[Tensor, Tensor]]:
+    def metrics(self, model: nn.Module, batch: dict) -> Evaluated:
         logits, labels = self._logits(model, batch)
         count = (labels != -100).sum()
         loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-        return {"loss": (loss, count), "accuracy": ((logits.argmax(-1) == labels).sum(), count)}
+        return Evaluated({"loss": (loss, count), "accuracy": ((logits.argmax(-1) == labels).sum(), count)})
 
 
 class Net(nn.Module):
@@ -248,7 +243,7 @@ class Scripted(NextToken):
     def metrics(self, model, batch):
         value = torch.tensor(self.values.pop(0))
         one = torch.tensor(1)
-        return {"loss": (value, one), "accuracy": (-value, one)}
+        return Evaluated({"loss": (value, one), "accuracy": (-value, one)})
 
 
 def scripted(tmp_path: Path, *values: float, **changes: Any) -> tuple[Outcome, Job]:

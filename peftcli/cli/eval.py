@@ -1,0 +1,42 @@
+"""`peftcli eval`: is the adapter better than its base?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from peftcli.cli.terminal import say
+
+
+def eval_(
+    adapter: Annotated[Path, typer.Argument(metavar="DIR", help="The run's folder.", show_default=False)],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="FILE", help="Rows to evaluate on; default: those that the run held out."
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Rows at once; default: the recipe's.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON on standard output.")
+    ] = False,
+) -> None:
+    """Evaluate an adapter and its bare base on the same rows, side by side.
+
+    The recipe's gates are applied to the adapter's metrics; a gate that fails ends with status 6.
+    """
+    from peftcli.run.evaluate import enforce_gates, evaluate
+
+    comparison = evaluate(adapter, data, batch_size=batch_size, say=say)
+    if not comparison.is_first:
+        return
+    if as_json:
+        print(json.dumps(comparison.as_dict(), ensure_ascii=False))
+    else:
+        print("\n".join(comparison.lines()))
+    enforce_gates(comparison)

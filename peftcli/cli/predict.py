@@ -1,0 +1,62 @@
+"""`peftcli predict`: what does the adapter say of these rows?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from peftcli.cli.terminal import say
+from peftcli.errors import RecipeError
+
+
+def predict(
+    *,
+    adapter: Annotated[
+        Path, typer.Option("--adapter", metavar="DIR", help="The adapter's folder.", show_default=False)
+    ],
+    input: Annotated[  # noqa: A002  (the flag's name is fixed)
+        Path,
+        typer.Option(
+            "--input", metavar="FILE", help="Rows in the format of the training rows.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FILE.jsonl", help="Where the rows go; default: standard output."),
+    ] = None,
+    no_adapter: Annotated[
+        bool, typer.Option("--no-adapter", help="Ask the bare base, for comparison.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows at once.")] = 8,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON on standard output.")
+    ] = False,
+) -> None:
+    """Predict with an adapter whose task is not to generate: labels, spans, masks, embeddings, transcripts.
+
+    A row comes out as it went in, with `prediction` beside its columns.
+    """
+    if output is not None and not output.parent.is_dir():
+        raise RecipeError(f"--output: there is no folder {str(output.parent)!r}; make it first")
+    if output is not None and input.resolve() == output.resolve():
+        raise RecipeError("--output is the file of --input; name another, since it would be overwritten")
+    from peftcli.run.predict import lines, write_predictions
+    from peftcli.run.predict import predict as run_predict
+
+    files = None if output is None else output.with_suffix("")
+    predictions = run_predict(
+        adapter, input, files=files, with_adapter=not no_adapter, batch_size=batch_size, say=say
+    )
+    if output is not None:
+        write_predictions(output, predictions)
+        say(f"{output}: {len(predictions):,} rows")
+        if as_json:
+            print(json.dumps({"output": str(output), "rows": len(predictions)}, ensure_ascii=False))
+    elif as_json:
+        print(json.dumps([each.as_dict() for each in predictions], ensure_ascii=False, indent=2))
+    else:
+        sys.stdout.write(lines(predictions))

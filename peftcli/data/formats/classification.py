@@ -1,0 +1,38 @@
+"""`classification`: {text, text_pair?, label}. A label is a name or a number, or a list of names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from peftcli.data.columns import row_format, string
+from peftcli.data.example import Label, Labelled
+from peftcli.errors import DataError
+
+
+@row_format(("text", "label"), optional=("text_pair",), targets=("label",))
+def classification(row: Mapping[str, Any]) -> Labelled:
+    """The text or texts, and what they are."""
+    pair = row.get("text_pair")
+    return Labelled(
+        string(row["text"], "text"),
+        None if pair is None else string(pair, "text_pair"),
+        _labels(row["label"]) if "label" in row else None,
+    )
+
+
+def _labels(value: Any) -> Label | list[Label] | float:
+    if isinstance(value, list):
+        return [_label(each, f"label[{at}]") for at, each in enumerate(value)]
+    if isinstance(value, float):
+        return value
+    return _label(value, "label")
+
+
+def _label(value: Any, what: str) -> Label:
+    if isinstance(value, str) and value:
+        return string(value, what)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    kind = "null" if value is None else "empty" if value == "" else type(value).__name__
+    raise DataError(f"{what} must be a name or a number, not {kind}")

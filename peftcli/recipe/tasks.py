@@ -1,0 +1,70 @@
+"""What a recipe may say for each task: its own options (`task`), and which settings of `data` have a meaning.
+
+No torch here: a recipe is checked before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from peftcli.recipe.schema import Recipe, Strict
+
+# What `data` says for every task that reads text.
+TEXT = ("max_length", "overflow")
+# What it says where text is written for a language model.
+PROMPTS = ("source_prefix", "system_prompt", "chat_template", "loss_on", "packing")
+# What it says for every task: where rows are.
+ROWS = ("train", "eval", "streaming")
+
+
+class TaskOptions(Strict):
+    """A task without options of its own, over rows of text."""
+
+    FORMATS: ClassVar[tuple[str, ...]]
+    """The formats of rows that the task takes; a type is guessed among them."""
+    DATA: ClassVar[tuple[str, ...]] = TEXT
+    """The settings of `data` that have a meaning for it, beside those of every task."""
+    STARTER: ClassVar[str] = ""
+    """The built-in recipe that `peftcli init --task` starts from."""
+
+
+class CausalLMOptions(TaskOptions):
+    """CAUSAL_LM: what is trained of a text is said in `data`."""
+
+    FORMATS: ClassVar[tuple[str, ...]] = ("text", "completion", "instruction", "chat")
+    DATA: ClassVar[tuple[str, ...]] = (*TEXT, *PROMPTS)
+
+
+Names = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+
+
+class LabelOptions(TaskOptions):
+    """A task with labels."""
+
+    labels: Names | None = Field(
+        None, description="the labels' names, in order; default: those of the training rows, sorted"
+    )
+
+
+class SequenceClassificationOptions(LabelOptions):
+    """SEQ_CLS."""
+
+    FORMATS: ClassVar[tuple[str, ...]] = ("classification",)
+    STARTER: ClassVar[str] = "sequence-classification"
+    problem_type: (
+        Literal["single_label_classification", "multi_label_classification", "regression"] | None
+    ) = Field(None, description="default: what the labels of the training rows are: names, lists, or numbers")
+
+
+# task_type -> its options. A test holds this table and the registry's tasks together.
+OPTIONS: dict[str, type[TaskOptions]] = {
+    "CAUSAL_LM": CausalLMOptions,
+    "SEQ_CLS": SequenceClassificationOptions,
+}
+
+
+def task_options(recipe: Recipe) -> TaskOptions:
+    """The options that the recipe's `task` section says."""
+    return OPTIONS[recipe.task_type].model_validate(recipe.task)

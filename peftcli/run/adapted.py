@@ -1,0 +1,89 @@
+"""A run's folder opened for use: the task, the base and the adapter, as they were trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from pydantic import ValidationError
+
+from peftcli import registry
+from peftcli.errors import ModelError
+from peftcli.models.load import Base, load_config, resolve_base
+from peftcli.peft.model import PeftModel
+from peftcli.recipe.schema import Recipe, Source
+from peftcli.run.folder import RunFolder, open_run
+from peftcli.run.lock import LOCK_NAME, Lock, read_lock
+from peftcli.tasks.base import Task
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """An adapter on its base, with its task."""
+
+    run: RunFolder
+    lock: Lock
+    recipe: Recipe
+    task: Task
+    model: PeftModel
+
+    def source(self, path: str) -> Source:
+        """A file of rows that are written as the training rows were."""
+        columns = self.run.columns or None
+        return Source.model_validate({"path": path, "type": self.run.format, "columns": columns})
+
+
+def open_adapted(folder: Path, say: Say) -> Adapted:
+    """The adapter in a folder that `peftcli train` wrote, on its base, in evaluation mode.
+
+    Raises:
+        ModelError: no such adapter, or a base that cannot be loaded.
+        HubError: the base is on the Hub, which could not be reached.
+    """
+    run = open_run(folder)
+    lock = read_lock(folder)
+    if lock is None:
+        raise ModelError(
+            f"{folder} has no {LOCK_NAME}, which says what its task is; name a folder that `peftcli train` wrote"
+        )
+    recipe = _recipe(folder, lock, run)
+    base = resolve_base(run.base_model, run.revision, say=say)
+    if run.base_fingerprint not in {None, base.fingerprint}:
+        say(f"warning: {base.name} is not what the adapter was trained on: its content has changed since")
+    task = _task(recipe, run, base, say)
+    # A head that the base does not bring is drawn as it was for training: the bare base has that one.
+    set_seed(recipe.training.seed)
+    loaded = task.load_model(base)
+    model = PeftModel.from_pretrained(loaded.model, folder, autocast_adapter_dtype=False)
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if run.quantization is None and device is not None:
+        model = model.to(device)
+    return Adapted(run, lock, recipe, task, model.eval())
+
+
+def _recipe(folder: Path, lock: Lock, run: RunFolder) -> Recipe:
+    try:
+        return Recipe.model_validate({**lock.recipe, "base_model": run.base_model, "revision": run.revision})
+    except ValidationError as error:
+        first: Any = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ModelError(
+            f"recipe.{key}: {first['msg']}; it was written by another release of peftcli",
+            where=str(folder / LOCK_NAME),
+        ) from error
+
+
+def _task(recipe: Recipe, run: RunFolder, base: Base, say: Say) -> Task:
+    task_class: type[Task] = registry.resolve(registry.TASKS, recipe.task_type, what="task_type")
+    trusts = recipe.trust_remote_code
+    config = load_config(base, trust_remote_code=trusts)
+    source = Base(str(run.folder), str(run.folder), None, "") if run.has_processor else base
+    task = task_class(recipe, task_class.load_processor(source, trust_remote_code=trusts, say=say), config)
+    task.restore(run.folder)
+    return task

@@ -1,0 +1,139 @@
+"""`peftcli predict`: what an adapter says of rows; a row in, the same row with its `prediction` out.
+
+Rows are encoded as those of the training were, without what is to be predicted; where they have it all the same,
+it comes out again beside the prediction.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peftcli.data.example import Row, row_length
+from peftcli.data.overflow import effective_limit
+from peftcli.data.reading import Encoding, SourceReading
+from peftcli.data.report import SourceReport
+from peftcli.data.sources import RawRow
+from peftcli.errors import DataError, MemoryLimitError, RecipeError
+from peftcli.files import write_text
+from peftcli.run.adapted import Adapted, open_adapted
+from peftcli.train.feed import on_device
+
+Say = Callable[[str], object]
+KEY = "prediction"
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A row as its file has it, and what is said of it."""
+
+    row: dict[str, Any]
+    prediction: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row with its prediction."""
+        return {**self.row, KEY: self.prediction}
+
+
+def predict(
+    folder: Path, path: Path, *, files: Path | None, with_adapter: bool, batch_size: int, say: Say
+) -> list[Prediction]:
+    """Predicts on the rows of a file, in its order.
+
+    Args:
+        folder: the adapter's.
+        path: the rows.
+        files: where files go that a prediction names; None where there is no place for them.
+        with_adapter: False for the bare base.
+        batch_size: rows at once.
+        say: gets a line for what the user should know.
+
+    Raises:
+        PeftcliError: of the kind that says what went wrong.
+    """
+    adapted = open_adapted(folder, say)
+    if not type(adapted.task).predicts():
+        raise RecipeError(
+            f"this adapter's task is {adapted.task.task_type}, which generates; use `peftcli generate`"
+        )
+    examples, report = _read(adapted, path)
+    if losses := report.losses():
+        say(losses)
+    if with_adapter:
+        records = _records(adapted, [row for _, rows in examples for row in rows], batch_size)
+    else:
+        with adapted.model.disable_adapter():
+            records = _records(adapted, [row for _, rows in examples for row in rows], batch_size)
+    predictions, at = [], 0
+    for raw, rows in examples:
+        answer = adapted.task.answer(rows, records[at : at + len(rows)], files)
+        predictions.append(Prediction(raw.columns, answer))
+        at += len(rows)
+    return predictions
+
+
+def _read(adapted: Adapted, path: Path) -> tuple[list[tuple[RawRow, list[Row]]], SourceReport]:
+    task, data = adapted.task, adapted.recipe.data
+    # Every row gets its answer: what training would drop is cut here.
+    overflow = "error" if data.overflow == "error" else "truncate"
+    encoding = Encoding(
+        replace(task.encoder(), trained=None),
+        effective_limit(data.max_length, task.max_input()),
+        overflow,
+        predicting=True,
+    )
+    reading = SourceReading(adapted.source(str(path)), encoding)
+    examples = list(reading.pairs())
+    for raw, _ in examples:
+        if KEY in raw.columns:
+            raise DataError(
+                f"has the column {KEY!r}, which the result would overwrite; rename it", where=raw.where
+            )
+    return examples, reading.report
+
+
+def _records(adapted: Adapted, rows: Sequence[Row], batch_size: int) -> list[Any]:
+    """One record a row, in order; rows of like length share a batch."""
+    records: list[Any] = [None] * len(rows)
+    order = sorted(range(len(rows)), key=lambda at: -row_length(rows[at]))
+    device = adapted.model.device
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(order), batch_size):
+                chosen = order[start : start + batch_size]
+                batch = on_device(adapted.task.collate([rows[at] for at in chosen]), device)
+                for at, record in zip(chosen, adapted.task.predict(adapted.model, batch), strict=True):
+                    records[at] = record
+    except torch.OutOfMemoryError as error:
+        raise MemoryLimitError("predicting ran out of memory; lower --batch-size") from error
+    return records
+
+
+def lines(predictions: Sequence[Prediction]) -> str:
+    """JSON Lines; no script is escaped.
+
+    Raises:
+        DataError: a row holds what JSON cannot.
+    """
+    try:
+        return "".join(json.dumps(each.as_dict(), ensure_ascii=False) + "\n" for each in predictions)
+    except TypeError as error:
+        raise DataError(f"a row cannot be written as JSON: {error}; write the rows as .jsonl") from error
+
+
+def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
+    """Writes JSON Lines: the whole file or nothing.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    text = lines(predictions)
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise DataError(f"cannot be written: {error.strerror}", where=str(path)) from error

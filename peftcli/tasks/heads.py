@@ -1,0 +1,30 @@
+"""Heads: modules that a task puts on a base, whose weights no pretrained checkpoint brings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+
+def head_modules(model: nn.Module, new: Iterable[str]) -> list[str]:
+    """The largest modules that are new as a whole, by the shortest name that means them alone.
+
+    Args:
+        model: with all its weights.
+        new: names of the weights that were not loaded.
+    """
+    drawn = set(new)
+    heads: list[str] = []
+    for name, module in model.named_modules():
+        inside = [f"{name}.{weight}" for weight, _ in module.named_parameters()]
+        if name and inside and drawn.issuperset(inside) and not any(name.startswith(f"{h}.") for h in heads):
+            heads.append(name)
+    names = [name for name, _ in model.named_modules()]
+    return [_short(head, names) for head in heads]
+
+
+def _short(head: str, names: list[str]) -> str:
+    """A module's last name where no other module's path ends in it."""
+    last = head.rpartition(".")[2]
+    return head if sum(name == last or name.endswith(f".{last}") for name in names) > 1 else last

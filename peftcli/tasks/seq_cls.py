@@ -1,0 +1,228 @@
+"""SEQ_CLS: what a text, or a pair of texts, is: one label, several, or a number.
+
+Which of the three is the recipe's `task.problem_type`, or what the training rows' labels are: a name or whole
+number is one label, a list is several, a number with a point is a regression. Shapes: B rows, C labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from peftcli.data.example import Example, Labelled, Row
+from peftcli.errors import DataError, RecipeError
+from peftcli.recipe.schema import Recipe
+from peftcli.recipe.tasks import SequenceClassificationOptions, task_options
+from peftcli.tasks.base import Batch, Evaluated, Sum, Task
+from peftcli.tasks.labels import Labels
+from peftcli.tasks.measures import has_measure, measure, missing_measures
+from peftcli.tasks.text_batch import cut_texts, encode_texts, pad_texts
+
+SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class SequenceClassification(Task):
+    """The task of labelling texts."""
+
+    task_type: ClassVar[str] = "SEQ_CLS"
+    pipeline_tag: ClassVar[str | None] = "text-classification"
+
+    def __init__(self, recipe: Recipe, processor: Any, config: Any = None) -> None:
+        super().__init__(recipe, processor, config)
+        options = task_options(recipe)
+        assert isinstance(options, SequenceClassificationOptions)
+        self.problem_type: str | None = options.problem_type
+        self.labels = Labels(options.labels)
+
+    @staticmethod
+    def auto_class() -> Any:
+        """`AutoModelForSequenceClassification`."""
+        from transformers import AutoModelForSequenceClassification
+
+        return AutoModelForSequenceClassification
+
+    def model_options(self) -> dict[str, Any]:
+        """The labels, and the padding that decoders look for to find a row's last token."""
+        labels = {"num_labels": 1} if self.problem_type == REGRESSION else self.labels.options()
+        padding = {"pad_token_id": self.processor.pad_token_id}
+        return {"head": True, "problem_type": self.problem_type, **labels, **padding}
+
+    # Rows.
+
+    def encode(self, examples: Sequence[Example]) -> list[list[Row]]:
+        """One row an example; `label` is (1,), (labels of the row,) or a float."""
+        texts = [example for example in examples if isinstance(example, Labelled)]
+        rows = self._tokens(texts)
+        for row, example in zip(rows, texts, strict=True):
+            if example.label is not None:
+                row["label"] = self._label(example.label)
+        return [[row] for row in rows]
+
+    def _tokens(self, examples: Sequence[Labelled]) -> list[Row]:
+        """Encoded with and without a second text apart: a tokenizer takes lists of one kind."""
+        rows: list[Row] = [{} for _ in examples]
+        for paired in (False, True):
+            chosen = [at for at, each in enumerate(examples) if (each.text_pair is not None) == paired]
+            pairs = [examples[at].text_pair or "" for at in chosen] if paired else None
+            for at, row in zip(
+                chosen, encode_texts(self.processor, [examples[at].text for at in chosen], pairs), strict=True
+            ):
+                rows[at] = row
+        return rows
+
+    def _label(self, label: Any) -> Any:
+        kind = MULTI if isinstance(label, list) else REGRESSION if isinstance(label, float) else SINGLE
+        if self.problem_type is None:
+            self.problem_type = kind
+        if self.problem_type == REGRESSION:
+            return _number(label)
+        if self.problem_type == MULTI and kind == SINGLE:
+            label = [label]
+        elif self.problem_type != kind:
+            raise DataError(
+                f"label is {label!r}, but other rows make this a {self.problem_type} (task.problem_type)"
+            )
+        wanted = label if isinstance(label, list) else [label]
+        return np.asarray([self.labels.number(each) for each in wanted], dtype=np.int32)
+
+    def settle(self) -> None:
+        """All labels of the training rows are known."""
+        self.problem_type = self.problem_type or SINGLE
+        if self.problem_type != REGRESSION:
+            self.labels.close()
+        if self.problem_type != SINGLE and self.recipe.training.label_smoothing_factor:
+            raise RecipeError(
+                f"training.label_smoothing_factor: has no meaning for {self.problem_type}; leave it out"
+            )
+
+    def notes(self) -> list[str]:
+        """The kind of problem, and the labels."""
+        return [str(self.problem_type).replace("_", " ") + self.labels.listed()]
+
+    def remarks(self) -> list[str]:
+        """Metrics that cannot be computed."""
+        regression = self.problem_type == REGRESSION
+        return missing_measures({"scipy": "pearson"} if regression else {"sklearn": "accuracy and f1"})
+
+    def cut(self, row: Row, limit: int) -> Row:
+        """Cut at the end of the longer text."""
+        return cut_texts(row, limit, self.processor.all_special_ids)
+
+    def collate(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Tokens (B, T), and `labels`: (B,) numbers, (B, C) flags, or (B,) floats."""
+        batch: dict[str, Any] = dict(pad_texts(rows, self.processor.pad_token_id))
+        if "label" not in rows[0]:
+            return batch
+        if self.problem_type == REGRESSION:
+            batch["labels"] = torch.tensor([row["label"] for row in rows])
+        elif self.problem_type == MULTI:
+            batch["labels"] = torch.zeros((len(rows), len(self.labels.names)))
+            for at, row in enumerate(rows):
+                batch["labels"][at, torch.as_tensor(self.labels.numbers(row["label"]))] = 1
+        else:
+            batch["labels"] = torch.as_tensor(self.labels.numbers([row["label"][0] for row in rows]))
+        return batch
+
+    # Training, evaluation, prediction.
+
+    def loss(self, model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0) -> Sum:
+        """The sum of the rows' losses, in float32 or better, and their number."""
+        return self._loss(_logits(model, batch), batch["labels"], label_smoothing)
+
+    def _loss(self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Sum:
+        logits = logits.float()
+        if self.problem_type == REGRESSION:
+            total = F.mse_loss(logits.squeeze(-1), labels, reduction="sum")
+        elif self.problem_type == MULTI:
+            total = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1).sum()
+        else:
+            total = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
+        return total, torch.tensor(len(labels), device=labels.device)
+
+    def metrics(self, model: nn.Module, batch: Batch) -> Evaluated:
+        """The loss, and (predicted, true) for each row."""
+        logits = _logits(model, batch)
+        predicted = self._predicted(logits).tolist()
+        pairs = list(zip(predicted, batch["labels"].tolist(), strict=True))
+        return Evaluated({"loss": self._loss(logits, batch["labels"])}, pairs)
+
+    def _predicted(self, logits: Tensor) -> Tensor:
+        if self.problem_type == REGRESSION:
+            return logits.float().squeeze(-1)
+        return (logits > 0).float() if self.problem_type == MULTI else logits.argmax(-1)
+
+    def score(self, records: Sequence[Any]) -> dict[str, float]:
+        """Scikit-learn's accuracy, F1 (macro) and Matthews correlation, or SciPy's Pearson correlation."""
+        predicted, true = (np.asarray(column) for column in zip(*records, strict=True))
+        if self.problem_type == REGRESSION:
+            return {"pearson": _pearson(predicted, true)} if has_measure("scipy") else {}
+        if not has_measure("sklearn"):
+            return {}
+        metrics = measure("sklearn.metrics")
+        scores = {
+            "accuracy": metrics.accuracy_score(true, predicted),
+            "f1": metrics.f1_score(true, predicted, average="macro", zero_division=0),
+        }
+        if self.problem_type == MULTI:
+            return scores | {"f1_micro": metrics.f1_score(true, predicted, average="micro", zero_division=0)}
+        return scores | {"matthews_correlation": metrics.matthews_corrcoef(true, predicted)}
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
+        """`label` and its `score`; several `labels` and all `scores`; or a number as `label`."""
+        logits = _logits(model, batch).float()
+        if self.problem_type == REGRESSION:
+            return [{"label": value} for value in logits.squeeze(-1).tolist()]
+        names = self.labels.names
+        if self.problem_type == MULTI:
+            scores = [dict(zip(names, row, strict=True)) for row in logits.sigmoid().tolist()]
+            return [
+                {"labels": [name for name, score in row.items() if score > 0.5], "scores": row}
+                for row in scores
+            ]
+        best = logits.softmax(-1).max(-1)
+        return [
+            {"label": names[at], "score": score}
+            for at, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+    # What lies beside the adapter.
+
+    def save(self, folder: Path) -> None:
+        """The tokenizer, and labels.json."""
+        super().save(folder)
+        self.labels.save(folder, problem_type=self.problem_type)
+
+    def restore(self, folder: Path) -> None:
+        """The labels and the kind of problem."""
+        self.labels, saved = Labels.load(folder)
+        self.problem_type = saved.get("problem_type")
+
+
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    """(B, C)."""
+    logits: Tensor = model(**{name: batch[name] for name in _INPUTS if name in batch}).logits
+    return logits
+
+
+def _number(label: Any) -> float:
+    try:
+        value = float(label)
+    except (TypeError, ValueError):
+        raise DataError(f"label is {label!r}, but other rows make this a regression on numbers") from None
+    if not np.isfinite(value):
+        raise DataError(f"label must be a finite number, not {label}")
+    return value
+
+
+def _pearson(predicted: Any, true: Any) -> float:
+    """NaN where either never changes: a correlation is not defined there."""
+    if len(true) < 2 or np.ptp(predicted) == 0 or np.ptp(true) == 0:
+        return float("nan")
+    return float(measure("scipy.stats").pearsonr(predicted, true).statistic)
