@@ -11,10 +11,11 @@ import pytest
 from peftcli.cli.app import COMMANDS, run
 from peftcli.cli.terminal import printable
 
+NAMES = [command.__name__.removesuffix("_") for command in COMMANDS]
 LIGHT = [
     ["--help"],
     ["--version"],
-    *([command.__name__, "--help"] for command in COMMANDS),
+    *([name, "--help"] for name in NAMES),
     ["check", "recipe.yaml"],
     ["schema"],
     ["recipes"],
@@ -57,8 +58,8 @@ def test_help_costs_less_than_a_third_of_importing_torch(peftcli):
 
 def test_help_lists_every_command_with_a_line(peftcli):
     text = peftcli("--help", check=0).stdout
-    for command in COMMANDS:
-        assert re.search(rf"^  {command.__name__} +[A-Z].*\.$", text, re.MULTILINE), command.__name__
+    for name in NAMES:
+        assert re.search(rf"^  {name} +[A-Z].*\.$", text, re.MULTILINE), name
 
 
 def test_without_a_command_the_help_goes_to_standard_error(peftcli):
