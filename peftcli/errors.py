@@ -102,9 +102,13 @@ class PeftWarning(UserWarning):
 
 
 class DivergedError(PeftcliError):
-    """The loss became NaN or infinite."""
+    """The loss became NaN or infinite, at `step`."""
 
     exit_status = 5
+
+    def __init__(self, message: str, *, step: int, where: str = "") -> None:
+        super().__init__(message, where=where)
+        self.step = step
 
 
 class GateError(PeftcliError):

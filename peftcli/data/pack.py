@@ -50,6 +50,10 @@ class PackedRows(Sequence[Row]):
         self._bins = pack(rows.lengths, limit)
         self.lengths: list[int] = [sum(rows.lengths[row] for row in each) for each in self._bins]
 
+    def places(self, index: int) -> list[str]:
+        """Where the sequence's rows come from."""
+        return [place for row in self._bins[index] for place in self._rows.places(row)]
+
     def __len__(self) -> int:
         return len(self._bins)
 

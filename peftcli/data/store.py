@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peftcli.data.example import Row, row_length
+from peftcli.data.readers import place
+from peftcli.data.sources import RawRow
 
 
 class RowStore(Sequence[Row]):
@@ -17,13 +19,20 @@ class RowStore(Sequence[Row]):
 
     def __init__(self) -> None:
         self.lengths: list[int] = []
+        self._origins: list[str] = []
+        # Of each row: its origin's number, its own number in it, and its line (0 where it has none).
+        self._places = array("q")
         self._flat: dict[str, array[int]] = {}
         self._other: dict[str, list[Any]] = {}
         self._starts: dict[str, array[int]] = {}
 
-    def append(self, row: Row) -> None:
-        """Add one row."""
+    def append(self, row: Row, raw: RawRow | None = None) -> None:
+        """Add one row; `raw` is the one that it comes from."""
         self.lengths.append(row_length(row))
+        if raw is not None:
+            if not self._origins or self._origins[-1] != raw.origin:
+                self._origins.append(raw.origin)
+            self._places.extend((len(self._origins) - 1, raw.number, raw.line or 0))
         for key, value in row.items():
             if isinstance(value, np.ndarray) and value.dtype == np.int32 and value.ndim == 1:
                 flat = self._flat.setdefault(key, array("i"))
@@ -32,6 +41,11 @@ class RowStore(Sequence[Row]):
                 self._starts[key].append(len(flat))
             else:
                 self._other.setdefault(key, []).append(value)
+
+    def place(self, index: int) -> str:
+        """Where the row comes from: its file and number."""
+        origin, number, line = self._places[3 * index : 3 * index + 3]
+        return place(self._origins[origin], number, line or None)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -50,7 +64,7 @@ class RowStore(Sequence[Row]):
 class Picked(Sequence[Row]):
     """Some rows of a store, in an order of their own; a row may come more than once."""
 
-    def __init__(self, rows: Sequence[Row], lengths: Sequence[int], indices: NDArray[np.int64]) -> None:
+    def __init__(self, rows: RowStore, lengths: Sequence[int], indices: NDArray[np.int64]) -> None:
         self._rows = rows
         self._indices = indices
         self.lengths: list[int] = [lengths[index] for index in indices]
@@ -60,6 +74,10 @@ class Picked(Sequence[Row]):
 
     def __getitem__(self, index: Any) -> Any:
         return self._rows[int(self._indices[index])]
+
+    def places(self, index: int) -> list[str]:
+        """Where the row comes from."""
+        return [self._rows.place(int(self._indices[index]))]
 
     def __iter__(self) -> Iterator[Row]:
         return (self._rows[int(index)] for index in self._indices)

@@ -1,7 +1,7 @@
 """The recipe's `training`: TrainingArguments' names, each honoured (`Training`) or refused (`REFUSED`).
 
-Nothing of `transformers` is imported here: its TrainingArguments would bring torch along. A test walks the
-installed class and fails on a field that stands in neither table, and on a default that has drifted.
+Those of Seq2SeqTrainingArguments are among them. Nothing of `transformers` is imported here: it would bring torch along.
+A test walks the installed class and fails on a field that stands in neither table, and on a default that has drifted.
 """
 
 from __future__ import annotations
@@ -93,6 +93,11 @@ class Training(BaseModel):
     torch_compile: bool = Field(False, description="compile the model with torch.compile")
     torch_compile_backend: str | None = Field(None, description="the backend of torch.compile")
     torch_compile_mode: str | None = Field(None, description="the mode of torch.compile")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="what to do at a step whose loss or gradient is NaN or infinite; skip leaves the weights as they "
+        "are, counts it, and gives up after 20 in a row",
+    )
     torch_empty_cache_steps: int | None = Field(
         None, ge=1, description="empty the device's cache every so many steps"
     )
@@ -133,6 +138,18 @@ class Training(BaseModel):
         8, ge=1, description="rows in one forward pass on one device when evaluating"
     )
     prediction_loss_only: bool = Field(False, description="evaluate the loss, no other metric")
+    predict_with_generate: bool = Field(
+        False, description="evaluate generated texts, too: slower, and what a user of the model sees"
+    )
+    generation_max_length: int | None = Field(
+        None,
+        ge=2,
+        description="tokens of a text that an evaluation generates, with the one it starts from; default: the task's "
+        "own limit of targets, else 256",
+    )
+    generation_num_beams: int | None = Field(
+        None, ge=1, description="beams of an evaluation's search; default: the base's own"
+    )
 
     # What is kept.
     save_strategy: SaveStrategy = Field(
@@ -216,6 +233,8 @@ REFUSED = {
     "eval_use_gather_object": _COLLECT,
     "fsdp": _SHARD,
     "fsdp_config": _SHARD,
+    "generation_config": "an evaluation generates as the base's own config says; set generation_max_length and "
+    "generation_num_beams",
     "hub_always_push": _HUB,
     "hub_model_id": _HUB,
     "hub_private_repo": _HUB,
@@ -237,6 +256,7 @@ REFUSED = {
     "resume_from_checkpoint": "use `peftcli train RECIPE --resume [CHECKPOINT]`",
     "save_on_each_node": "checkpoints go to output_dir from the first process; it must be a shared folder",
     "skip_memory_metrics": "peak memory is always in metrics.jsonl; it costs nothing",
+    "sortish_sampler": "set train_sampling_strategy to group_by_length; evaluations are always sorted",
     "trackio_bucket_id": _TRACKIO,
     "trackio_space_id": _TRACKIO,
     "trackio_static_space_id": _TRACKIO,

@@ -15,6 +15,10 @@ from peftcli.recipe.training import Training
 _ALLOCATOR_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory")
 
 
+# So many skipped steps one after another are no accident of a batch: the weights themselves are beyond help.
+_SKIPS_IN_A_ROW = 20
+
+
 class FiniteWatch:
     """Remembers the first step whose loss or gradient was not finite.
 
@@ -24,14 +28,26 @@ class FiniteWatch:
 
     def __init__(self, settings: Training, device: torch.device) -> None:
         self.settings = settings
+        self._skipped = 0
         self._first = torch.zeros((), dtype=torch.int64, device=device)
 
-    def note(self, step: int, *values: Tensor) -> None:
-        """Takes a step's loss and gradient norm."""
+    def note(self, step: int, *values: Tensor) -> bool:
+        """Takes a step's loss and gradient norm; whether the step is to be skipped.
+
+        Raises:
+            DivergedError: it is not finite, and that ends the run; or one skipped step too many.
+        """
         finite = torch.stack([value.isfinite() for value in values]).all()
+        if self.settings.on_nonfinite == "skip":
+            # This look at every step makes a GPU wait for the host: the price of going on.
+            self._skipped = 0 if bool(finite) else self._skipped + 1
+            if self._skipped == _SKIPS_IN_A_ROW:
+                raise diverged(step, self.settings, f"{_SKIPS_IN_A_ROW} steps in a row were skipped")
+            return self._skipped > 0
         self._first = torch.where(finite | (self._first > 0), self._first, step)
         if self._first.device.type == "cpu":
             self.check()
+        return False
 
     def check(self) -> None:
         """Looks.
@@ -43,7 +59,7 @@ class FiniteWatch:
             raise diverged(step, self.settings)
 
 
-def diverged(step: int, settings: Training) -> DivergedError:
+def diverged(step: int, settings: Training, more: str = "") -> DivergedError:
     """The error for a loss or gradient that is NaN or infinite."""
     tries = [f"lower training.learning_rate (it is {settings.learning_rate:g})"]
     if not settings.warmup_steps:
@@ -52,9 +68,8 @@ def diverged(step: int, settings: Training) -> DivergedError:
         tries.append("take bf16 instead of fp16")
     if not settings.max_grad_norm:
         tries.append("set training.max_grad_norm: 1.0")
-    return DivergedError(
-        f"the loss or its gradient became NaN or infinite at step {step}; {', or '.join(tries)}"
-    )
+    found = f"the loss or its gradient became NaN or infinite at step {step}" + (f": {more}" if more else "")
+    return DivergedError(f"{found}; {', or '.join(tries)}", step=step)
 
 
 @contextmanager

@@ -75,6 +75,10 @@ class Feed(Protocol):
         """The micro-batches of an epoch, without the first `start`."""
         ...
 
+    def places(self, step: int) -> list[str]:
+        """Where the rows of an optimizer step (from 1) come from, over all processes; empty where nobody knows."""
+        ...
+
 
 class MapFeed:
     """Rows that are dealt by their numbers, loaded by as many worker processes as the recipe says."""
@@ -93,12 +97,23 @@ class MapFeed:
                 f"{len(rows)} training rows do not fill one batch of {deal.global_rows}, and "
                 "training.dataloader_drop_last leaves incomplete ones out; lower per_device_train_batch_size"
             )
+        self.rows, self.accumulation = rows, settings.gradient_accumulation_steps
         self.loader = _loader(rows, self.sampler, task, settings, pin=pin)
 
     @property
     def micro_batches(self) -> int:
         """In an epoch."""
         return len(self.sampler)
+
+    def places(self, step: int) -> list[str]:
+        """Where the rows of an optimizer step come from."""
+        find = getattr(self.rows, "places", None)
+        if find is None:
+            return []
+        epoch, within = divmod(step - 1, math.ceil(len(self.sampler) / self.accumulation))
+        size = self.sampler.deal.global_rows * self.accumulation
+        rows = self.sampler.order(epoch)[within * size : (within + 1) * size]
+        return [place for row in rows for place in find(row)]
 
     def epoch(self, epoch: int, start: int) -> Iterator[MicroBatch]:
         """The micro-batches of an epoch, without loading the first `start`."""
@@ -139,6 +154,10 @@ class StreamFeed:
     """Rows read as they are needed; every process reads the stream and keeps its share."""
 
     micro_batches = None
+
+    def places(self, step: int) -> list[str]:  # noqa: ARG002  (a Feed's signature)
+        """Nobody knows, once they have passed."""
+        return []
 
     def __init__(self, rows: StreamRows, task: Task, settings: Training, deal: Deal, *, pin: bool) -> None:
         if settings.max_steps <= 0:

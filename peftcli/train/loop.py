@@ -16,7 +16,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from peftcli.errors import DataError, Interrupted, RecipeError
+from peftcli.errors import DataError, DivergedError, Interrupted, RecipeError
 from peftcli.recipe.names import METRIC_SCHEDULERS
 from peftcli.recipe.training import Training
 from peftcli.train.evaluate import check_metrics, evaluate
@@ -39,7 +39,7 @@ from peftcli.train.process import speaks, start_trackers, training_process
 from peftcli.train.resume import resume, save_checkpoint
 from peftcli.train.sampler import Deal
 from peftcli.train.schedule import build_scheduler
-from peftcli.train.state import Progress, checkpoint_folder, remove_partial
+from peftcli.train.state import Progress, checkpoint_folder, find_checkpoint, remove_partial
 from peftcli.train.step import Engine, Stepped, run_step
 from peftcli.train.stopping import StopRequest, stop_on_signals
 from peftcli.train.timetable import (
@@ -91,8 +91,11 @@ def train(job: Job) -> Outcome:
         stack.enter_context(stop_on_signals(run.engine.stop))
         if job.settings.eval_on_start and not run.progress.global_step:
             _evaluate(run)
-        while not run.finished:
-            _train_epoch(run)
+        try:
+            while not run.finished:
+                _train_epoch(run)
+        except DivergedError as error:
+            raise _told(run, error) from error
         return _finish(run)
 
 
@@ -201,6 +204,8 @@ def _train_epoch(run: _Run) -> None:
         stepped = run_step(run.engine, window, progress.global_step + 1)
         _advance(run, window, epoch_ends=is_last)
         run.meter.add(stepped.sums)
+        if stepped.skipped:
+            _skipped(run)
         run.reporter.terminal.advance(progress.global_step)
         _follow_up(run, stepped, epoch_ends=is_last)
         if run.finished:
@@ -241,6 +246,36 @@ def _follow_up(run: _Run, stepped: Stepped, *, epoch_ends: bool) -> None:
         raise Interrupted(f"interrupted after step {progress.global_step}, which is saved in {folder}; {way}")
 
 
+def _skipped(run: _Run) -> None:
+    """A step whose loss or gradient was not finite is counted, and said with its rows."""
+    run.progress.skipped_steps += 1
+    step = run.progress.global_step
+    run.reporter.terminal.say(
+        f"step {step} was skipped: its loss or gradient is NaN or infinite{_rows_of(run, step)}"
+    )
+
+
+def _rows_of(run: _Run, step: int) -> str:
+    places = run.feed.places(step)
+    more = f" and {len(places) - 8} more" if len(places) > 8 else ""
+    return f"; its rows: {', '.join(places[:8])}{more}" if places else ""
+
+
+def _told(run: _Run, error: DivergedError) -> DivergedError:
+    """The error with the step's rows and the last good state, which is saved first where it is still there."""
+    settings, progress = run.job.settings, run.progress
+    on_cpu = run.engine.accelerator.device.type == "cpu"
+    # On the CPU a step is refused before it changes a weight: the weights are those after the step before.
+    if on_cpu and 0 < progress.global_step == error.step - 1 and not settings.save_only_model:
+        folder = checkpoint_folder(run.job.output_dir, progress.global_step)
+        if not folder.is_dir():
+            run.engine.optimizer.zero_grad(set_to_none=True)
+            _save(run)
+    good = find_checkpoint(run.job.output_dir)
+    kept = f"the last good state is in {good}" if good else "no good state was saved before it"
+    return DivergedError(f"{error.message}{_rows_of(run, error.step)}; {kept}", step=error.step)
+
+
 def _log(run: _Run, stepped: Stepped) -> None:
     progress = run.progress
     run.meter.read()
@@ -255,6 +290,8 @@ def _log(run: _Run, stepped: Stepped) -> None:
         "tokens_per_second": tokens / max(progress.seconds - progress.logged_seconds, 1e-9),
         "peak_memory_bytes": peak_memory(run.engine.accelerator.device),
     }
+    if progress.skipped_steps:
+        record["skipped_steps"] = progress.skipped_steps
     if run.job.settings.include_num_input_tokens_seen not in {False, "no"}:
         record["num_input_tokens_seen"] = progress.input_tokens
     progress.logged_loss_sum, progress.logged_tokens = progress.loss_sum, progress.tokens

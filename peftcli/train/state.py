@@ -51,6 +51,7 @@ class Progress:
         best_metric: the best value of metric_for_best_model.
         best_global_step: the step of that value.
         worse_evaluations: evaluations in a row without a better value, for early stopping.
+        skipped_steps: steps whose loss or gradient was not finite (training.on_nonfinite: skip).
         seconds: training time so far, without evaluations and checkpoints.
         layout: what decides the rows of each micro-batch; a resumed run must have the same.
         log_history: the lines of metrics.jsonl.
@@ -69,6 +70,7 @@ class Progress:
     best_metric: float | None = None
     best_global_step: int | None = None
     worse_evaluations: int = 0
+    skipped_steps: int = 0
     seconds: float = 0.0
     layout: dict[str, Any] = field(default_factory=dict)
     log_history: list[dict[str, Any]] = field(default_factory=list)

@@ -55,11 +55,19 @@ class Engine:
 
 @dataclass(frozen=True)
 class Stepped:
-    """What a step gives, on the device: `sums` is (loss, trained tokens, input tokens) over all processes."""
+    """What a step gives, on the device.
+
+    Attributes:
+        sums: (loss, trained tokens, input tokens) over all processes; nothing of a step that was skipped.
+        grad_norm: before clipping.
+        learning_rate: that the step was made with.
+        skipped: whether its loss or gradient was not finite, and the weights were left as they were.
+    """
 
     sums: Tensor
     grad_norm: Tensor
     learning_rate: float
+    skipped: bool = False
 
 
 def run_step(engine: Engine, window: Sequence[MicroBatch], number: int) -> Stepped:
@@ -75,8 +83,8 @@ def run_step(engine: Engine, window: Sequence[MicroBatch], number: int) -> Stepp
     # With loss scaling an infinite gradient is an everyday thing: the scaler skips the step and lowers its
     # scale.
     scaled = engine.accelerator.scaler is not None
-    engine.watch.note(number, sums[0], *([] if scaled else [grad_norm]))
-    if _update(engine, number):
+    skipped = engine.watch.note(number, sums[0], *([] if scaled else [grad_norm]))
+    if not skipped and _update(engine, number):
         if engine.model.tuner is not None:
             engine.model.tuner.after_step(number, engine.total_steps)
         if engine.settings.lr_scheduler_type not in METRIC_SCHEDULERS:
@@ -85,7 +93,7 @@ def run_step(engine: Engine, window: Sequence[MicroBatch], number: int) -> Stepp
     every = engine.settings.torch_empty_cache_steps
     if every is not None and number % every == 0:
         clear_device_cache()
-    return Stepped(sums[:3], grad_norm, learning_rate)
+    return Stepped(torch.zeros_like(sums[:3]) if skipped else sums[:3], grad_norm, learning_rate, skipped)
 
 
 def _accumulate(engine: Engine, window: Sequence[MicroBatch]) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import transformers
 from rich.console import Console
 
-from peftcli.errors import RecipeError
+from peftcli.errors import DivergedError, RecipeError
 from peftcli.methods.lora.config import LoraConfig
 from peftcli.peft.model import get_peft_model
 from peftcli.recipe.schema import Recipe
@@ -729,6 +729,20 @@ def recipe(folder, **changes):
         data={"train": {"path": "rows.jsonl"}},
         training={"output_dir": str(folder), **changes},
     )
+
+
+class NeverFinite(NextToken):
+    def loss(self, model, batch, *, label_smoothing=0.0):
+        total, count = super().loss(model, batch, label_smoothing=label_smoothing)
+        return total * torch.nan, count
+
+
+@effect_of("on_nonfinite")
+def test_on_nonfinite(tmp_path):
+    """What else it does is in test_nonfinite.py."""
+    with pytest.raises(DivergedError):
+        train(job(tmp_path, task=NeverFinite(), max_steps=2))
+    assert train(job(tmp_path, task=NeverFinite(), max_steps=2, on_nonfinite="skip")).global_step == 2
 
 
 @effect_of("output_dir")
