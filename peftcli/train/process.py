@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -86,6 +87,10 @@ def training_process(
 def _leave_group() -> None:
     """Ends the process group: its threads must not outlive the interpreter, which C++ answers with an abort."""
     if dist.is_available() and dist.is_initialized():
+        # A thread of Gloo's takes the interpreter's lock to let go of the tensors that it worked on last. While this
+        # sleeps it can; while the group is taken down it cannot, and the two would wait for one another forever.
+        dist.barrier()
+        time.sleep(0.1)
         dist.destroy_process_group()
 
 

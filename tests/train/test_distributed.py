@@ -47,7 +47,7 @@ def two_processes(folder, launcher="torchrun", **options):
         start_new_session=True,
     )
     try:
-        _, errors = process.communicate(timeout=100)
+        _, errors = process.communicate(timeout=200)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -26,6 +27,8 @@ class StopsOneProcess(NextToken):
 
 
 def main() -> int:
+    # A process that waits for another one forever says where, and ends.
+    faulthandler.dump_traceback_later(90, exit=True)
     folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
     dropout = options.pop("dropout", 0.0)
     model = adalora(tinit=1, tfinal=1) if options.pop("adalora", False) else Net(dropout=dropout)
