@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _MODEL, _STORAGE, _CONFIG = "peftcli.peft.model", "peftcli.peft.storage", "peftcli.adapters.config"
 _AUTO, _STATUS, _TABLES = "peftcli.peft.auto", "peftcli.peft.status", "peftcli.peft.tables"
 _ERRORS = "peftcli.errors"
+_STARTS, _EVA = "peftcli.methods.lora.init_configs", "peftcli.methods.lora.eva_weights"
 
 # public name -> the module that has it.
 _PUBLIC = {
@@ -27,14 +28,18 @@ _PUBLIC = {
     "AutoPeftModelForTokenClassification": _AUTO,
     "BOFTConfig": "peftcli.methods.boft.config",
     "CPTConfig": "peftcli.methods.cpt.config",
+    "CordaConfig": _STARTS,
     "DoraCaching": "peftcli.methods.lora.caching",
+    "EvaConfig": _STARTS,
     "FourierFTConfig": "peftcli.methods.fourierft.config",
     "HRAConfig": "peftcli.methods.hra.config",
     "IA3Config": "peftcli.methods.ia3.config",
     "LNTuningConfig": "peftcli.methods.ln_tuning.config",
     "LoHaConfig": "peftcli.methods.loha.config",
     "LoKrConfig": "peftcli.methods.lokr.config",
+    "LoftQConfig": _STARTS,
     "LoraConfig": "peftcli.methods.lora.config",
+    "LoraGAConfig": _STARTS,
     "MissConfig": "peftcli.methods.miss.config",
     "MultitaskPromptTuningConfig": "peftcli.methods.multitask_prompt_tuning.config",
     "MultitaskPromptTuningInit": "peftcli.methods.multitask_prompt_tuning.config",
@@ -63,6 +68,7 @@ _PUBLIC = {
     "RandLoraConfig": "peftcli.methods.randlora.config",
     "ShiraConfig": "peftcli.methods.shira.config",
     "TaskType": _CONFIG,
+    "TrainableTokensConfig": "peftcli.methods.trainable_tokens.config",
     "VBLoRAConfig": "peftcli.methods.vblora.config",
     "VeraConfig": "peftcli.methods.vera.config",
     "check_if_peft_model": _STORAGE,
@@ -70,16 +76,21 @@ _PUBLIC = {
     "create_lorafa_optimizer": "peftcli.peft.optimizers",
     "create_loraplus_optimizer": "peftcli.peft.optimizers",
     "get_base_model_state_dict": "peftcli.peft.base_state",
+    "get_eva_state_dict": _EVA,
     "get_layer_status": _STATUS,
     "get_model_status": _STATUS,
     "get_peft_config": _TABLES,
     "get_peft_model": _MODEL,
     "get_peft_model_state_dict": _STORAGE,
     "hotswap_adapter": "peftcli.peft.hotswap",
+    "initialize_lora_eva_weights": _EVA,
     "inject_adapter_in_model": "peftcli.peft.inject",
     "load_peft_weights": _STORAGE,
     "prepare_model_for_compiled_hotswap": "peftcli.methods.lora.hotswap",
     "prepare_model_for_kbit_training": "peftcli.peft.quantized",
+    "preprocess_corda": "peftcli.methods.lora.corda",
+    "preprocess_loraga": "peftcli.methods.lora.lora_ga",
+    "replace_lora_weights_loftq": "peftcli.methods.lora.loftq_weights",
     "rescale_adapter_scale": "peftcli.methods.lora.scaling",
     "save_as_lora": "peftcli.peft.convert",
     "set_base_model_state_dict": "peftcli.peft.base_state",

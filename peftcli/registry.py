@@ -24,6 +24,7 @@ METHODS = {
     "FOURIERFT": "peftcli.methods.fourierft.config:FourierFTConfig",
     "HRA": "peftcli.methods.hra.config:HRAConfig",
     "SHIRA": "peftcli.methods.shira.config:ShiraConfig",
+    "TRAINABLE_TOKENS": "peftcli.methods.trainable_tokens.config:TrainableTokensConfig",
     "PROMPT_TUNING": "peftcli.methods.prompt_tuning.config:PromptTuningConfig",
     "P_TUNING": "peftcli.methods.p_tuning.config:PromptEncoderConfig",
     "PREFIX_TUNING": "peftcli.methods.prefix_tuning.config:PrefixTuningConfig",
@@ -49,6 +50,7 @@ ENGINES = {
     "FOURIERFT": "peftcli.methods.fourierft.method:FourierFTMethod",
     "HRA": "peftcli.methods.hra.method:HRAMethod",
     "SHIRA": "peftcli.methods.shira.method:ShiraMethod",
+    "TRAINABLE_TOKENS": "peftcli.methods.trainable_tokens.method:TrainableTokensMethod",
     "PROMPT_TUNING": "peftcli.methods.prompt_tuning.method:PromptTuningMethod",
     "P_TUNING": "peftcli.methods.p_tuning.method:PTuningMethod",
     "PREFIX_TUNING": "peftcli.methods.prefix_tuning.method:PrefixTuningMethod",
@@ -60,6 +62,7 @@ ENGINES = {
 # task_type -> the task's class.
 TASKS = {
     "CAUSAL_LM": "peftcli.tasks.causal_lm:CausalLM",
+    "SEQ_2_SEQ_LM": "peftcli.tasks.seq2seq:SequenceToSequence",
     "SEQ_CLS": "peftcli.tasks.seq_cls:SequenceClassification",
 }
 
@@ -69,6 +72,7 @@ FORMATS = {
     "completion": "peftcli.data.formats.completion:completion",
     "instruction": "peftcli.data.formats.instruction:instruction",
     "chat": "peftcli.data.formats.chat:chat",
+    "pairs": "peftcli.data.formats.pairs:pairs",
     "classification": "peftcli.data.formats.classification:classification",
 }
 

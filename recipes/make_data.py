@@ -128,6 +128,11 @@ def classification_rows(part: str) -> list[dict[str, str]]:
     ]
 
 
+def pair_rows(part: str) -> list[dict[str, str]]:
+    """Commands and their routing strings, for a model that reads one and writes the other."""
+    return [{"source": row["instruction"], "target": row["output"]} for row in quickstart_rows()[part]]
+
+
 def text_lines() -> list[str]:
     """The rule in plain sentences, one a line."""
     return [
@@ -141,6 +146,7 @@ def files() -> dict[str, str]:
     rows: dict[str, list[dict[str, Any]]] = {"chat.jsonl": chat_rows()}
     rows |= {f"quickstart-{name}.jsonl": part for name, part in quickstart_rows().items()}
     rows |= {f"devices-{part}.jsonl": classification_rows(part) for part in ("train", "eval")}
+    rows |= {f"routes-{part}.jsonl": pair_rows(part) for part in ("train", "eval")}
     made = {name: "".join(json.dumps(row) + "\n" for row in part) for name, part in rows.items()}
     return {**made, "text.txt": "\n".join(text_lines()) + "\n"}
 

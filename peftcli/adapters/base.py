@@ -20,12 +20,16 @@ from peftcli.errors import AdapterError
 
 
 class Site(NamedTuple):
-    """A place in the base model: `parent.child` is `module`, and `name` is its full name from the model's root."""
+    """A place in the base model: `parent.child` is `module`, and `name` is its full name from the model's root.
+
+    Where only one parameter of the module is meant, `parameter` is its name there, and `name` its full name.
+    """
 
     name: str
     module: nn.Module
     parent: nn.Module
     child: str
+    parameter: str = ""
 
 
 class SavedTensor(NamedTuple):
@@ -63,6 +67,9 @@ class AdapterLayer(nn.Module):
     other_param_names: tuple[str, ...] = ()
     # Whether `forward` takes `adapter_names`: an adapter for each row of a batch.
     takes_adapter_names = False
+    # The one parameter of the base layer that is adapted, where it is not the layer as a whole: such layers lie around
+    # one another, one for each parameter.
+    parameter = ""
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()

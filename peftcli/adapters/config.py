@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
@@ -154,9 +154,28 @@ class PeftConfig:
         """Whether a new adapter starts by taking something out of the base: alone, it is then none for the base."""
         return False
 
+    @property
+    def never_merges(self) -> str:
+        """Why an adapter with this config is no change of its base's weights, or nothing where it is one."""
+        return "stands before the model's input" if self.is_prompt_learning else ""
+
+    @property
+    def starts_from_data(self) -> bool:
+        """Whether the method must see rows before a new adapter is made: see `Method.prepare`."""
+        return False
+
+    @property
+    def trains_tokens(self) -> bool:
+        """Whether it trains some rows of the embeddings, so that its file need not hold them whole."""
+        return False
+
     def conflicts(self) -> list[tuple[str, str]]:
         """What is wrong between fields, as (field, message); the message may be empty."""
-        return []
+        if self.METHOD is None or self.peft_type in (None, self.METHOD):
+            return []
+        return [
+            ("peft_type", f"{checks.shown(self.peft_type)} is not {self.METHOD}")
+        ]  # a file of another method
 
     @classmethod
     def remark(cls, values: Mapping[str, Any]) -> str:  # noqa: ARG003  (most methods have none)
@@ -328,6 +347,8 @@ def _plain(value: Any) -> Any:
         return value.value
     if isinstance(value, set | frozenset):
         return sorted(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
     if isinstance(value, Mapping):
         return {key: _plain(value[key]) for key in sorted(value)}
     if isinstance(value, list | tuple):

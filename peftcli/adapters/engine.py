@@ -18,11 +18,13 @@ from peftcli.adapters.batch import mixed_batch, repeats_of
 from peftcli.adapters.config import PeftConfig
 from peftcli.adapters.merging import Merging
 from peftcli.adapters.meta import to_meta
-from peftcli.adapters.method import AddOptions, Method
+from peftcli.adapters.method import AddOptions, Method, bare
 from peftcli.adapters.naming import check_new_name
 from peftcli.adapters.saved_modules import ModulesToSaveWrapper, name_heads, wrap_whole
-from peftcli.adapters.targets import find_modules_to_save, find_targets
-from peftcli.adapters.walk import stack, walk
+from peftcli.adapters.targets import clash, find_modules_to_save, find_parameters, find_targets
+from peftcli.adapters.token_sites import find_tokens, tie_tokens, wrap_tokens
+from peftcli.adapters.tying import check_tied, find_tied, wrap_tied
+from peftcli.adapters.walk import place, stack, walk
 from peftcli.errors import AdapterError, did_you_mean
 from peftcli.registry import ENGINES, resolve
 
@@ -38,6 +40,7 @@ class AdaptedModel(Merging):
         peft_config: each adapter's config, by name.
         active_adapters: the adapters that take part in `forward`.
         targeted_module_names: the modules that adapters are on.
+        targeted_parameter_names: the parameters that adapters are on by themselves.
     """
 
     def __init__(self, model: nn.Module, *, mixed: bool = False) -> None:
@@ -47,6 +50,7 @@ class AdaptedModel(Merging):
         self.peft_config: dict[str, PeftConfig] = {}
         self.active_adapters: list[str] = []
         self.targeted_module_names: list[str] = []
+        self.targeted_parameter_names: list[str] = []
         self.disabled = False
         self._methods: dict[str, Method] = {}
 
@@ -79,7 +83,11 @@ class AdaptedModel(Merging):
         tuner._methods = {name: _method(config) for name, config in tuner.peft_config.items()}
         for site in walk(model):
             if isinstance(site.module, AdapterLayer):
-                tuner.targeted_module_names.append(site.name)
+                if site.module.parameter:
+                    layers = stack(site.module)
+                    tuner.targeted_parameter_names += [f"{site.name}.{layer.parameter}" for layer in layers]
+                else:
+                    tuner.targeted_module_names.append(site.name)
                 tuner.active_adapters = list(site.module.active_adapters)
         return tuner
 
@@ -124,12 +132,17 @@ class AdaptedModel(Merging):
         method = _method(config)
         method.aim(config, self.model)
         options = options or AddOptions()
+        tied = find_tied(self.model, config)
         whole = find_modules_to_save(self.model, config, heads, strict=strict)
         sites, targets = find_targets(
-            self.model, config, strict=strict, takes=lambda site: not method.problem(site, config, self.model)
+            self.model, config, strict=strict, takes=lambda site: not self._problem(method, site, config)
         )
         config.target_modules = targets  # type: ignore[attr-defined]  # methods that target have it
-        problems = [problem for site in sites if (problem := method.problem(site, config, self.model))]
+        sites += find_parameters(self.model, config, sites, whole, strict=strict)
+        sites += method.companions(sites, config, self.model)
+        check_tied(config, sites, self.model)
+        tokens = find_tokens(self.model, config, sites, [*whole, *tied])
+        problems = [problem for site in sites if (problem := self._problem(method, site, config))]
         if problems:
             more = f" (and {len(problems) - 1} more modules)" if len(problems) > 1 else ""
             raise AdapterError(f"{problems[0]}{more}")
@@ -148,9 +161,15 @@ class AdaptedModel(Merging):
             for site in sites:
                 self._add(method, site, adapter_name, config, options)
         wrap_whole(whole, adapter_name)
+        wrap_tied(self.model, tied, adapter_name)
+        wrap_tokens(tokens, adapter_name, options, enabled=not self.disabled)
+        if config.trains_tokens:
+            tie_tokens(self.model, adapter_name)
         self._train(adapter_name, config, activate)
-        known = set(self.targeted_module_names)
-        self.targeted_module_names += [site.name for site in sites if site.name not in known]
+        known = {*self.targeted_module_names, *self.targeted_parameter_names}
+        for site in sites:
+            names = self.targeted_parameter_names if site.parameter else self.targeted_module_names
+            names += [] if site.name in known else [site.name]
 
     def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
         """Lets these adapters, and no others, take part and (unless `inference_mode`) be trained."""
@@ -232,6 +251,15 @@ class AdaptedModel(Merging):
         active = [name for name in self.active_adapters if name != adapter_name]
         self.set_adapter(active or list(self.peft_config)[:1])
 
+    def take_off(self, adapter_name: str, site: Site) -> None:
+        """Takes an adapter off one layer; the base's own module is in its place again where it has no other."""
+        layers = list(stack(site.module))
+        for layer in layers:
+            layer.delete_adapter(adapter_name)
+        if not any(layer.adapter_names() for layer in layers):
+            setattr(site.parent, site.child, bare(site.module))
+            self.targeted_module_names.remove(site.name)
+
     def _by_row(self, adapter_names: Sequence[str], repeats: int = 1) -> AbstractContextManager[None]:
         if self.model.training:
             raise AdapterError("adapter_names: only for inference; call eval() before")
@@ -264,11 +292,16 @@ class AdaptedModel(Merging):
                 f"there is no adapter {adapter_name!r}; {did_you_mean(adapter_name, self.peft_config)}"
             )
 
+    def _problem(self, method: Method, site: Site, config: PeftConfig) -> str:
+        return clash(site) or method.problem(site, config, self.model)
+
     def _add(
         self, method: Method, site: Site, adapter_name: str, config: PeftConfig, options: AddOptions
     ) -> None:
+        if site.parameter:
+            site = place(site)
         layer = site.module
-        if not isinstance(layer, method.layer):
+        if not isinstance(layer, method.layer) or layer.parameter != site.parameter:
             layer = method.wrap(site, config, self)
             if not site.module.training:  # a new module is in training mode by itself
                 layer.train(mode=False)

@@ -153,6 +153,12 @@ class LycorisMethod(LayerMethod):
         alpha = by_pattern(config.alpha_pattern, site.name, config.alpha)
         layer.add(adapter_name, rank, alpha, config, autocast=options.autocast_adapter_dtype)
 
+    def scaling(self, config: LycorisConfig, name: str) -> float:
+        """What a layer's update is multiplied by."""
+        alpha: float = by_pattern(config.alpha_pattern, name, config.alpha)
+        rank: int = by_pattern(config.rank_pattern, name, config.r)
+        return alpha / rank
+
 
 def core_size(rank: int, kernel: Sequence[int]) -> tuple[int, int, int, int]:
     """The shape of a kernel's core: (R, R, K); a kernel of one dimension has a second one of 1, as in PEFT's files."""

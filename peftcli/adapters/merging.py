@@ -32,10 +32,11 @@ class Merging(nn.Module):
         """
         for site in walk(self.model):
             layers = list(stack(site.module))
-            if len(layers) > 1:
+            if len(layers) > 1 and not layers[0].parameter:
                 _merge_nested(site.name, layers, adapter_names, safe_merge=safe_merge)
-            elif layers:
-                layers[0].merge(safe_merge=safe_merge, adapter_names=adapter_names)
+                continue
+            for layer in layers:  # one, or several that are on different parameters
+                layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
 
     def unmerge_adapter(self) -> None:
         """Gives the base its own weights back."""
@@ -61,11 +62,11 @@ class Merging(nn.Module):
         return self._unload(merged=False)
 
     def _unload(self, *, merged: bool) -> nn.Module:
-        for site in list(walk(self.model)):
-            if isinstance(site.module, AdapterLayer):
+        for site in list(walk(self.model, repeated=True)):
+            if layers := list(stack(site.module)):
                 if not merged:
-                    _unmerge(list(stack(site.module)))
-                setattr(site.parent, site.child, site.module.get_base_layer())
+                    _unmerge(layers)
+                setattr(site.parent, site.child, layers[0].get_base_layer())
             elif isinstance(site.module, ModulesToSaveWrapper):
                 setattr(site.parent, site.child, site.module.current())
         if hasattr(self.model, "peft_config"):
@@ -100,7 +101,10 @@ def _unmerge(layers: Sequence[AdapterLayer]) -> None:
 
 def _is_tied(model: nn.Module) -> bool:
     """Whether the output head and the input embeddings are one tensor."""
-    embedding, head = (getattr(layer, "weight", None) for layer in embedding_layers(model))
+    # Of layers the base's own: some give theirs with what is trained of it.
+    layers = embedding_layers(model)
+    own = (layer and next((each.get_base_layer() for each in stack(layer)), layer) for layer in layers)
+    embedding, head = (getattr(base, "weight", None) for base in own)
     return embedding is not None and embedding is head
 
 

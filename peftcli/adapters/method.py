@@ -12,6 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from peftcli.adapters.base import AdapterLayer, SavedTensor, Site
+from peftcli.adapters.updates import Update
 from peftcli.adapters.weights import is_quantized
 from peftcli.errors import AdapterError
 
@@ -25,6 +26,18 @@ class AddOptions(NamedTuple):
     initialise: bool = True
     # True: the weights stay on the meta device, without memory, until a file's are put in their place.
     low_cpu_mem_usage: bool = False
+
+
+class Sample(NamedTuple):
+    """What a method may look at before the training: the rows that it will see first.
+
+    Attributes:
+        epochs: the training's own, each its micro-batches on the model's device.
+        loss: a model's mean loss over such a batch.
+    """
+
+    epochs: Iterator[Iterator[Mapping[str, Any]]]
+    loss: Callable[[nn.Module, Mapping[str, Any]], torch.Tensor]
 
 
 class Method(ABC):
@@ -50,6 +63,35 @@ class Method(ABC):
 
     def aim(self, config: Any, model: nn.Module) -> None:  # noqa: B027  (most methods leave it to `target_modules`)
         """Sets `target_modules`, where the method has a rule of its own for which layers are meant."""
+
+    def prepare(self, model: nn.Module, config: Any, sample: Sample) -> str:  # noqa: ARG002
+        """Finds from rows how an adapter starts, before it is made: for configs that say `starts_from_data`.
+
+        Args:
+            model: the base, in which it may leave what it finds.
+            config: the adapter's, which it may change.
+            sample: the rows.
+
+        Returns:
+            What to tell the user, in a line.
+        """
+        return ""
+
+    def recall(  # noqa: B027  (most methods start from their config alone)
+        self, model: nn.Module, config: Any, saved: Any, state: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Lets an adapter start as that of a checkpoint did, before it is made.
+
+        Args:
+            model: the base, in which it may leave what it finds.
+            config: the adapter's, which it may change.
+            saved: the config in the checkpoint.
+            state: the checkpoint's tensors, with the keys of their file.
+        """
+
+    def companions(self, sites: Sequence[Site], config: Any, model: nn.Module) -> list[Site]:  # noqa: ARG002
+        """Further modules to adapt, which have something in common with those that are named; most methods: none."""
+        return []
 
     @abstractmethod
     def resolve(self, sites: Sequence[Site], config: Any, others: Sequence[Any], strict: bool) -> None:
@@ -106,6 +148,17 @@ class Method(ABC):
         """
         raise AdapterError(f"{config.peft_type} leaves its base as it is; there is nothing to convert")
 
+    def parted(
+        self,
+        state: Mapping[str, torch.Tensor],  # noqa: ARG002  (for methods that can)
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Takes apart what `since` made: an adapter's tensors after training, and before.
+
+        Raises:
+            AdapterError: where the method makes no such adapters.
+        """
+        raise AdapterError("the adapter is none that was made of two")
+
     def penalty(self, tuner: Any) -> torch.Tensor | None:  # noqa: ARG002
         """What training adds to the mean loss: a number made of the trained weights; most methods add nothing."""
         return None
@@ -146,6 +199,21 @@ class Method(ABC):
     ) -> dict[str, torch.Tensor]:
         """A file's tensors as the model has them."""
         return state
+
+    def update(
+        self,
+        tensors: Mapping[str, torch.Tensor],  # noqa: ARG002  (for methods that can)
+        config: Any,  # noqa: ARG002
+        name: str,  # noqa: ARG002
+    ) -> Update | None:
+        """What an adapter adds to the weight of the layer `name`; None where its own tensors alone do not say it.
+
+        Args:
+            tensors: the layer's, in float64, with the keys that its file has for them within the layer.
+            config: the adapter's.
+            name: the layer's, in the base model.
+        """
+        return None
 
     def fit(self, tuner: Any, adapter_name: str, config: Any) -> None:  # noqa: B027
         """Makes an adapter ready for the tensors of a file with this config, where training shapes adapters."""

@@ -54,13 +54,6 @@ class PromptLearningConfig(PeftConfig):
         if isinstance(given, set | frozenset | tuple):
             self.modules_to_save = sorted(given)
 
-    def conflicts(self) -> list[tuple[str, str]]:
-        """A file of another method is not one of this."""
-        problems = super().conflicts()
-        if self.peft_type not in (None, self.METHOD):
-            problems.append(("peft_type", f"{checks.shown(self.peft_type)} is not {self.METHOD}"))
-        return problems
-
 
 def _tokenizer_problem(value: Any) -> str:
     if value is None:

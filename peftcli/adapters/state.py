@@ -15,6 +15,7 @@ from torch import nn
 from peftcli.adapters.base import AdapterLayer
 from peftcli.adapters.config import PeftConfig
 from peftcli.adapters.saved_modules import ModulesToSaveWrapper
+from peftcli.adapters.tokens import TrainableTokensWrapper
 from peftcli.adapters.walk import stack, walk
 from peftcli.errors import AdapterError, PeftWarning, nearest
 
@@ -29,9 +30,11 @@ class AdapterState(NamedTuple):
     own: dict[str, torch.Tensor]
     # Modules that are saved whole, and biases: they compute in the base's dtype.
     whole: dict[str, torch.Tensor]
+    # Other keys of tensors that are among its own: what modules have in common is written once.
+    again: dict[str, torch.Tensor]
 
     def all(self) -> dict[str, torch.Tensor]:
-        """Both."""
+        """What the file holds."""
         return self.own | self.whole
 
 
@@ -44,25 +47,49 @@ def adapter_state(model: nn.Module, adapter_name: str, config: PeftConfig, prefi
         config: its config.
         prefix: what keys begin with (`base_model.model.` in PEFT's files).
     """
-    state = AdapterState({}, {})
+    state = AdapterState({}, {}, {})
     mode = getattr(config, "bias", "none")
     if mode == "all" and (own := _bias(model)) is not None:
         state.whole[f"{prefix}bias"] = own
     for site in walk(model, repeated=True):
         key = prefix + site.name
         if isinstance(site.module, AdapterLayer):
-            for layer in stack(site.module):
-                for saved, _, tensor in layer.adapter_tensors(adapter_name):
-                    state.own[f"{key}.{saved}"] = tensor
+            inner = _add_layers(state, site.module, adapter_name, key)
             bias = _bias(site.module.get_base_layer())
             if mode != "none" and bias is not None:
-                state.whole[f"{key}.base_layer.bias"] = bias
+                state.whole[f"{inner}.bias"] = bias
         elif isinstance(site.module, ModulesToSaveWrapper):
             for saved, _, tensor in site.module.adapter_tensors(adapter_name):
                 state.whole[f"{key}.{saved}"] = tensor
+        elif isinstance(site.module, TrainableTokensWrapper):
+            _add_tokens(state, site.module, adapter_name, key)
+            if mode == "all" and (bias := _bias(site.module.original_module)) is not None:
+                state.whole[f"{key}.token_adapter.base_layer.bias"] = bias
         elif mode == "all" and (bias := _bias(site.module)) is not None:
             state.whole[f"{key}.bias"] = bias
     return state
+
+
+def _add_layers(state: AdapterState, module: AdapterLayer, adapter_name: str, key: str) -> str:
+    """The tensors of all layers on a module; returns the key of the module inside them.
+
+    In a file, an adapter's layers lie around one another only where each is on another parameter.
+    """
+    inner = key
+    for layer in stack(module):
+        tensors = list(layer.adapter_tensors(adapter_name))
+        state.own.update({f"{inner}.{saved}": tensor for saved, _, tensor in tensors})
+        if layer.parameter and tensors:
+            inner += ".base_layer"
+    return f"{key}.base_layer" if inner == key else inner
+
+
+def _add_tokens(state: AdapterState, wrapper: TrainableTokensWrapper, adapter_name: str, key: str) -> None:
+    """The rows of single tokens, under the name of the layer whose they are, or of a module's first name."""
+    layer = wrapper.token_adapter
+    for saved, _, tensor in layer.adapter_tensors(adapter_name):
+        is_written = adapter_name in layer.leaders or any(tensor is other for other in state.own.values())
+        (state.again if is_written else state.own)[f"{key}.token_adapter.{saved}"] = tensor
 
 
 def embedding_layers(model: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
@@ -85,8 +112,11 @@ def embedding_state(model: nn.Module, prefix: str = "", *, adapted_only: bool) -
     for site in walk(model):
         adapted = isinstance(site.module, AdapterLayer)
         if any(site.module is layer for layer in layers) and (adapted or not adapted_only):
-            key = f"{prefix}{site.name}.base_layer" if adapted else prefix + site.name
-            base = site.module.get_base_layer() if isinstance(site.module, AdapterLayer) else site.module
+            key, base = f"{prefix}{site.name}", site.module
+            if isinstance(base, TrainableTokensWrapper):
+                key, base = f"{key}.token_adapter", base.token_adapter
+            if isinstance(base, AdapterLayer):
+                key, base = f"{key}.base_layer", base.get_base_layer()
             state |= {f"{key}.{name}": tensor for name, tensor in base.state_dict(keep_vars=True).items()}
     return state
 
@@ -128,9 +158,11 @@ def load_state(
         AdapterError: for a key that is missing, unknown or misshapen, and for values that are not numbers.
     """
     wanted = expected.all()
-    targets = {**optional, **wanted}
+    targets = {**optional, **expected.again, **wanted}
     unknown = [key for key in state if key not in targets and not _is_leftover(key)]
-    missing = [key for key in wanted if key not in state]
+    # A tensor that has several keys is there where one of them is.
+    given = {id(tensor) for key, tensor in targets.items() if key in state}
+    missing = [key for key, tensor in wanted.items() if id(tensor) not in given]
     if missing:
         raise AdapterError(f"has no {_list(missing)}{_hint(missing[0], unknown)}", where=where)
     if unknown:
@@ -177,8 +209,9 @@ def _bias(module: nn.Module) -> torch.Tensor | None:
 
 
 def _is_leftover(key: str) -> bool:
-    """PEFT, told to train all biases, also writes those of wrapped modules under names that it never reads."""
-    return key.endswith((".original_module.bias", ".modules_to_save.bias"))
+    """PEFT, told to train all biases or to save resized embeddings, also writes keys that it never reads."""
+    inside, _, name = key.rpartition(".")
+    return inside.endswith((".original_module", ".modules_to_save")) and name in ("weight", "bias")
 
 
 def _list(keys: list[str]) -> str:

@@ -42,17 +42,10 @@ class TargetsConfig(PeftConfig):
             if isinstance(value, set | frozenset | tuple):
                 setattr(self, name, sorted(value))
 
-    def conflicts(self) -> list[tuple[str, str]]:
-        """A file of another method is not one of this."""
-        problems = super().conflicts()
-        if self.peft_type not in (None, self.METHOD):
-            problems.append(("peft_type", f"{checks.shown(self.peft_type)} is not {self.METHOD}"))
-        return problems
-
     def to_dict(self) -> dict[str, Any]:
         """As every config's; lists that name a set of modules are sorted."""
         values = super().to_dict()
-        for name in ("target_modules", "exclude_modules"):
+        for name in ("target_modules", "exclude_modules", "target_parameters"):
             if isinstance(values.get(name), list):
                 values[name] = sorted(set(values[name]))
         return values

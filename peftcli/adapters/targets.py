@@ -17,9 +17,10 @@ from transformers.pytorch_utils import Conv1D
 
 from peftcli.adapters.base import AdapterLayer, Site
 from peftcli.adapters.config import TaskType
-from peftcli.adapters.defaults import default_targets
+from peftcli.adapters.defaults import BY_ARCHITECTURE, default_targets
 from peftcli.adapters.naming import complain, similar, some
-from peftcli.adapters.walk import walk
+from peftcli.adapters.tokens import TrainableTokensWrapper
+from peftcli.adapters.walk import innermost, walk
 from peftcli.errors import AdapterError, NoMatchingPeftModuleError
 
 ALL_LINEAR = "all-linear"
@@ -28,8 +29,10 @@ HEADS = ("score", "classifier")
 
 def find_targets(
     model: nn.Module, config: Any, *, strict: bool, takes: Callable[[Site], bool] = lambda _: True
-) -> tuple[list[Site], list[str] | str]:
+) -> tuple[list[Site], list[str] | str | None]:
     """The modules that a config adapts, and `target_modules` as the adapter's file should name them.
+
+    Those may be none where `target_parameters` names parameters.
 
     Args:
         model: the base model.
@@ -43,6 +46,9 @@ def find_targets(
     """
     sites = list(walk(model))
     wanted = _wanted(model, sites, config, takes)
+    if not wanted:
+        _check_no_modules(config, strict=strict)
+        return [], wanted
     excluded = _Names(getattr(config, "exclude_modules", None))
     saved = _inside(getattr(config, "modules_to_save", None) or ())
     targets, layers = _Names(wanted), _Layers(config)
@@ -54,11 +60,67 @@ def find_targets(
             found.append(site)
     names = [site.name for site in sites]
     if not found:
-        _explain_nothing(names, targets, config)
-    _check_used("target_modules", targets, names, strict=strict)
-    _check_used("exclude_modules", excluded, names, strict=strict)
+        _explain_nothing(model, names, targets, config)
+    for entry in targets.unused():
+        if not _is_matched(entry, names):
+            reason = _why_no_module(model, config, entry, names)
+            complain(f"target_modules: {entry!r} {reason}", strict=strict)
+    for entry in excluded.unused():
+        if not _is_matched(entry, names):
+            complain(f"exclude_modules: {entry!r} matches no module{similar(entry, names)}", strict=strict)
     layers.check(strict=strict)
     return found, wanted
+
+
+def find_parameters(
+    model: nn.Module, config: Any, modules: Sequence[Site], saved: Sequence[Site] = (), *, strict: bool
+) -> list[Site]:
+    """The parameters that a config adapts by themselves; as with modules, their names or endings of names.
+
+    Args:
+        model: the base model.
+        config: a method's config; `target_parameters` names parameters, where the method has it.
+        modules: the modules that it adapts as a whole.
+        saved: the modules that are trained whole.
+        strict: whether a name that matches nothing is an error; a warning otherwise.
+
+    Raises:
+        AdapterError: where a name matches nothing, or a parameter of what is adapted as a whole.
+    """
+    wanted = _Names(getattr(config, "target_parameters", None))
+    found: list[Site] = []
+    names: list[str] = []
+    for site in walk(model) if wanted.names else ():
+        parameters = innermost(site.module).named_parameters(recurse=False)
+        own = [f"{site.name}.{name}" for name, _ in parameters]
+        names += own
+        found += [
+            site._replace(name=name, parameter=name.rpartition(".")[2]) for name in own if wanted.match(name)
+        ]
+    for entry in wanted.unused():
+        complain(f"target_parameters: {entry!r} {_why_no_parameter(model, entry, names)}", strict=strict)
+    if not found and not modules:
+        raise NoMatchingPeftModuleError("target_parameters names no parameter of this model")
+    whole = [f"{site.name}." for site in (*modules, *saved)]
+    for site in found:
+        if any(site.name.startswith(name) for name in whole):
+            raise AdapterError(
+                f"target_parameters: {site.name} is in what target_modules or modules_to_save names; "
+                "adapt the module or its parameters"
+            )
+    return found
+
+
+def clash(site: Site) -> str:
+    """Why a module, or one of its parameters, cannot be adapted beside what is adapted there already, or nothing."""
+    layer = site.module
+    if isinstance(layer, TrainableTokensWrapper):
+        return f"{site.name}: another adapter trains its tokens (trainable_token_indices); it cannot have one itself"
+    if not isinstance(layer, AdapterLayer) or bool(layer.parameter) == bool(site.parameter):
+        return ""
+    if site.parameter:
+        return f"{site.name}: the module has adapters as a whole; its parameters cannot have others"
+    return f"{site.name} has adapters on its parameters; it cannot have one as a whole"
 
 
 def find_modules_to_save(model: nn.Module, config: Any, heads: Sequence[str], *, strict: bool) -> list[Site]:
@@ -88,12 +150,14 @@ def find_modules_to_save(model: nn.Module, config: Any, heads: Sequence[str], *,
         if name not in used and name not in heads:
             complain(f"modules_to_save: {name!r} matches no module{similar(name, everything)}", strict=strict)
     if heads and not used & set(heads):
-        warnings.warn(
-            f"the model has no head named {' or '.join(heads)}, so no head is trained; name it in modules_to_save",
-            stacklevel=2,
+        reason = (
+            f"the model has no head named {' or '.join(heads)}, so no head is trained; name it in modules_to_save"
+            if hasattr(config, "modules_to_save")
+            else f"{config.peft_type} trains no head; the model's own stays as it is"
         )
+        warnings.warn(reason, stacklevel=2)
     for site in found.values():
-        if isinstance(site.module, AdapterLayer | nn.ModuleList | nn.ModuleDict):
+        if isinstance(site.module, AdapterLayer | TrainableTokensWrapper | nn.ModuleList | nn.ModuleDict):
             raise AdapterError(
                 f"modules_to_save: {site.name} is a {type(site.module).__name__}, which cannot be saved"
             )
@@ -156,6 +220,28 @@ class _Layers:
             )
 
 
+def _check_no_modules(config: Any, *, strict: bool) -> None:
+    """Nothing may be said of modules where none are adapted."""
+    for field in ("exclude_modules", "layers_to_transform"):
+        if getattr(config, field, None) is not None:
+            complain(f"{field}: has no effect, since target_modules names no module", strict=strict)
+
+
+def _why_no_module(model: nn.Module, config: Any, entry: str, names: list[str]) -> str:
+    parameters = [name for name, _ in model.named_parameters()]
+    if hasattr(config, "target_parameters") and _is_matched(entry, parameters):
+        return "is a parameter; name it in target_parameters"
+    return f"matches no module{similar(entry, names)}"
+
+
+def _why_no_parameter(model: nn.Module, entry: str, names: list[str]) -> str:
+    if entry in dict(model.named_parameters(recurse=False)):
+        return "is a parameter of the model itself; only those of the modules in it can be adapted"
+    if _is_matched(entry, [site.name for site in walk(model)]):
+        return "is a module; name it in target_modules"
+    return f"matches no parameter{similar(entry, names)}"
+
+
 def _endings(name: str) -> Iterator[str]:
     """`a.b.c`, `b.c`, `c`."""
     yield name
@@ -172,7 +258,7 @@ def _inside(names: Sequence[str]) -> re.Pattern[str] | None:
 
 def _wanted(
     model: nn.Module, sites: list[Site], config: Any, takes: Callable[[Site], bool]
-) -> list[str] | str:
+) -> list[str] | str | None:
     wanted = config.target_modules
     if wanted is None:
         own = getattr(config, "DEFAULT_TARGETS", {})
@@ -180,9 +266,12 @@ def _wanted(
     if wanted is None and (classes := getattr(config, "DEFAULT_CLASSES", "")):
         wanted = _of_classes(sites, classes)
     if wanted is None:
+        kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+        # As in PEFT, only an architecture's own defaults join parameters, and Mixtral's do not.
+        if getattr(config, "target_parameters", None) and (kind not in BY_ARCHITECTURE or kind == "mixtral"):
+            return None
         wanted = default_targets(model, ((site.name, site.module) for site in sites))
         if wanted is None:
-            kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
             raise AdapterError(
                 f"target_modules has no default for {kind}; name the layers, or say all-linear"
             )
@@ -234,18 +323,12 @@ def shortest(targets: set[str], names: Sequence[str]) -> list[str] | str:
     return sorted(short)
 
 
-def _check_used(field: str, spec: _Names, names: list[str], *, strict: bool) -> None:
-    for entry in spec.unused():
-        if not _is_matched(entry, names):
-            complain(f"{field}: {entry!r} matches no module{similar(entry, names)}", strict=strict)
-
-
 def _is_matched(entry: str, names: Sequence[str]) -> bool:
     """Whether a name that was not used matches all the same: what is excluded or saved whole was not looked at."""
     return any(name == entry or name.endswith(f".{entry}") for name in names)
 
 
-def _explain_nothing(names: list[str], targets: _Names, config: Any) -> None:
+def _explain_nothing(model: nn.Module, names: list[str], targets: _Names, config: Any) -> None:
     if targets.pattern is not None:
         entry = targets.pattern.pattern
         if re.fullmatch(r"\w+(\.\w+)*", entry) and _is_matched(entry, names):
@@ -260,7 +343,7 @@ def _explain_nothing(names: list[str], targets: _Names, config: Any) -> None:
         for entry in sorted(targets.names):
             if not _is_matched(entry, names):
                 raise NoMatchingPeftModuleError(
-                    f"target_modules: {entry!r} matches no module{similar(entry, names)}"
+                    f"target_modules: {entry!r} {_why_no_module(model, config, entry, names)}"
                 )
     fields = [
         field

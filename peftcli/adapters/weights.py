@@ -12,16 +12,16 @@ _FOUR_BIT, _EIGHT_BIT = "Params4bit", "Int8Params"
 HALF = (torch.float16, torch.bfloat16)
 
 
-def weight_of(layer: nn.Module) -> torch.Tensor:
+def weight_of(layer: nn.Module, name: str = "weight") -> torch.Tensor:
     """The layer's weight as it is stored."""
-    weight = layer.weight
+    weight = getattr(layer, name)
     assert isinstance(weight, torch.Tensor)
     return weight
 
 
-def is_quantized(layer: nn.Module) -> bool:
+def is_quantized(layer: nn.Module, name: str = "weight") -> bool:
     """Whether a layer's weight is stored in fewer bits than it computes with."""
-    return type(getattr(layer, "weight", None)).__name__ in (_FOUR_BIT, _EIGHT_BIT)
+    return type(getattr(layer, name, None)).__name__ in (_FOUR_BIT, _EIGHT_BIT)
 
 
 def quantization_name(layer: nn.Module) -> str | None:
@@ -30,9 +30,9 @@ def quantization_name(layer: nn.Module) -> str | None:
     return names.get(type(getattr(layer, "weight", None)).__name__)
 
 
-def base_weight(layer: nn.Module) -> torch.Tensor:
+def base_weight(layer: nn.Module, name: str = "weight") -> torch.Tensor:
     """The layer's weight, detached; dequantized where it is quantized."""
-    weight: Any = layer.weight
+    weight: Any = getattr(layer, name)
     kind = type(weight).__name__
     if kind == _FOUR_BIT:
         from bitsandbytes.functional import dequantize_4bit
@@ -57,9 +57,9 @@ def exact(weight: torch.Tensor) -> torch.dtype:
     return torch.float32 if weight.device.type == "mps" else torch.float64
 
 
-def adapter_dtype(layer: nn.Module, *, autocast: bool) -> torch.dtype:
+def adapter_dtype(layer: nn.Module, name: str = "weight", *, autocast: bool) -> torch.dtype:
     """The dtype of new adapter weights on a layer: the base's, but float32 for half precision where `autocast`."""
-    dtype = weight_of(layer).dtype
+    dtype = weight_of(layer, name).dtype
     if not dtype.is_floating_point:
         dtype = getattr(layer, "compute_dtype", None) or torch.float32
     if autocast and (dtype in HALF or dtype.itemsize == 1):

@@ -24,16 +24,19 @@ from peftcli.cli.check import check
 from peftcli.cli.eval import eval_
 from peftcli.cli.generate import generate
 from peftcli.cli.init import init
+from peftcli.cli.inspect import inspect
+from peftcli.cli.merge import merge
 from peftcli.cli.predict import predict
 from peftcli.cli.push import push
 from peftcli.cli.recipes import recipes
+from peftcli.cli.report import report
 from peftcli.cli.schema import schema
 from peftcli.cli.terminal import say, say_errors, use_utf8
 from peftcli.cli.train import train
 from peftcli.errors import Interrupted, PeftcliError, did_you_mean
 
 # In the order of use, which is that of `peftcli --help`.
-COMMANDS = (init, check, train, eval_, predict, generate, push, recipes, schema)
+COMMANDS = (init, check, train, eval_, predict, generate, merge, push, inspect, report, recipes, schema)
 
 app = typer.Typer(
     name="peftcli",

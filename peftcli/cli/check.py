@@ -1,18 +1,35 @@
-"""`peftcli check`: is this recipe well-formed, and its data trainable?"""
+"""`peftcli check`: is this recipe well-formed, and its data trainable? Will this adapter load where it is to go?"""
 
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from peftcli.cli.terminal import say
+from peftcli.cli.terminal import printable, say
+from peftcli.errors import RecipeError
+
+
+class Program(StrEnum):
+    """What loads adapters."""
+
+    VLLM = "vllm"
+    LLAMACPP = "llamacpp"
+    PEFT = "peft"
 
 
 def check(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe's file.", show_default=False)],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RECIPE",
+            help="The recipe's file; with --target, an adapter's folder.",
+            show_default=False,
+        ),
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -25,15 +42,29 @@ def check(
             "--data", help="Read the data and the tokenizer too, and report lengths and trained tokens."
         ),
     ] = False,
+    target: Annotated[
+        Program | None,
+        typer.Option("--target", help="Check an adapter's folder for the program that is to load it."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON on standard output.")
     ] = False,
 ) -> None:
-    """Check a recipe without loading a model.
+    """Check a recipe without loading a model, or an adapter for the program that is to serve it.
 
     Every problem is reported at once, each with its line. With --data the rows are read and encoded as
-    training would, and what would be cut or dropped is counted.
+    training would, and what would be cut or dropped is counted. With --target the adapter in a folder is
+    checked, and the command that serves it is printed; status 4 says that it will not load there.
     """
+    if target is not None:
+        if overrides or data:
+            raise RecipeError(f"--target checks an adapter; leave {'--data' if data else '--set'} out")
+        _lint(recipe, target, as_json=as_json)
+        return
+    if recipe.is_dir():
+        raise RecipeError(
+            f"{recipe} is a folder, and no recipe; to check an adapter, say for what: --target vllm, llamacpp or peft"
+        )
     from peftcli.run.check import check_data, check_recipe
 
     report = check_recipe(recipe, overrides or [])
@@ -42,3 +73,19 @@ def check(
     say(*report.lines())
     if as_json:
         print(json.dumps(report.as_dict(), ensure_ascii=False, indent=2))
+
+
+def _lint(folder: Path, target: Program, *, as_json: bool) -> None:
+    from peftcli.run.lint.lint import TARGETS, lint
+
+    linted = lint(folder, target)
+    say(*(finding.line() for finding in linted.findings))
+    name = TARGETS[target].name
+    say(f"{folder}: {'ok' if linted.loads else 'not'} for {name}")
+    if as_json:
+        print(json.dumps(linted.as_dict(), ensure_ascii=False, indent=2))
+    else:
+        for command in linted.commands:
+            print(printable(command))
+    if not linted.loads:
+        raise typer.Exit(4)

@@ -31,7 +31,7 @@ def generate(
         typer.Option(
             "--input",
             metavar="FILE.jsonl",
-            help="Rows with `prompt`, `messages` or `instruction`, answered in batches.",
+            help="Rows with `prompt`, `messages`, `instruction` or `source`, answered in batches.",
         ),
     ] = None,
     output: Annotated[
@@ -64,6 +64,10 @@ def generate(
     repetition_penalty: Annotated[
         float | None, typer.Option("--repetition-penalty", help="Above 1: used tokens become less likely.")
     ] = None,
+    num_beams: Annotated[
+        int | None,
+        typer.Option("--num-beams", help="Write so many texts side by side, and take the likeliest."),
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Makes sampling repeatable.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows of --input at once.")] = 8,
     as_json: Annotated[
@@ -82,8 +86,9 @@ def generate(
     from peftcli.run.prompts import read_prompts
     from peftcli.run.sampling import Sampling
 
-    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty)
-    rows = read_prompts(input, open_run(adapter).columns) if input else []
+    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, num_beams)
+    run = open_run(adapter)
+    rows = read_prompts(input, run.columns, run.format) if input else []
     from peftcli.run.generate import open_generator
 
     generator = open_generator(adapter, sampling, with_adapter=not no_adapter, raw=raw, seed=seed, say=say)

@@ -49,8 +49,16 @@ class Labelled:
     label: Label | list[Label] | float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A text, and what is to be written of it; None where that is to be generated."""
+
+    source: str
+    target: str | None
+
+
 Label = str | int
-Example = Text | Completion | Instruction | Chat | Labelled
+Example = Text | Completion | Instruction | Chat | Labelled | Pair
 
 # An encoded row: what a task's collator makes tensors of. Rows of text have `input_ids`.
 Row = dict[str, Any]
@@ -70,6 +78,34 @@ def cut_tokens(row: Row, limit: int) -> Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """How long a column of tokens may be.
+
+    Attributes:
+        column: the row's.
+        name: what it is, for reports: "target".
+        tokens: at most; None where nothing limits them.
+        setting: the recipe's key that says so.
+        cut: a row with the column cut to a number of tokens.
+    """
+
+    column: str
+    name: str
+    tokens: int | None
+    setting: str
+    cut: Callable[[Row, int], Row]
+
+    @property
+    def key(self) -> str:
+        """The setting without its section."""
+        return self.setting.rpartition(".")[2]
+
+    def passed(self, length: int) -> bool:
+        """Whether so many tokens are too many."""
+        return self.tokens is not None and length > self.tokens
+
+
+@dataclass(frozen=True, slots=True)
 class Encoder:
     """A task's part in preparing rows.
 
@@ -81,6 +117,7 @@ class Encoder:
         remarks: warnings about the rows encoded so far.
         trained: how many tokens of a row are trained; None where what is trained is the row.
         cut: a row cut to a number of tokens.
+        limits: of columns that have tokens, too, and a limit of their own beside `data.max_length`.
     """
 
     encode: Encode
@@ -90,3 +127,4 @@ class Encoder:
     remarks: Callable[[], Sequence[str]] = tuple
     trained: Callable[[Row], int] | None = None
     cut: Callable[[Row, int], Row] = cut_tokens
+    limits: tuple[Limit, ...] = ()

@@ -1,12 +1,12 @@
-"""Rows longer than `data.max_length`: refused, cut, dropped or split, and always counted."""
+"""Rows longer than `data.max_length`, or than a column's own limit: refused, cut, dropped or split, always counted."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from peftcli.data.example import Encoder, Row, row_length
+from peftcli.data.example import Encoder, Limit, Row, row_length
 from peftcli.data.report import SourceReport
 from peftcli.data.tokens import IGNORED
 from peftcli.errors import DataError, RecipeError
@@ -14,7 +14,7 @@ from peftcli.errors import DataError, RecipeError
 # Tokenizers without a limit of their own say 10**30.
 _NO_LIMIT = 10**9
 
-_CHOICES = "raise data.max_length, or set data.overflow to truncate, drop or split (text only)"
+_CHOICES = "set data.overflow to truncate, drop or split (text only)"
 
 
 def effective_limit(max_length: int | None, model_max_length: int | None) -> int | None:
@@ -30,6 +30,32 @@ def next_tokens(row: Row) -> int:
 
 
 @dataclass(slots=True)
+class _TooLong:
+    """Rows that are longer than a limit, to be refused at once.
+
+    Attributes:
+        limit: theirs.
+        first: where the first of them stands, with its length.
+        count: how many there are.
+        longest: of them.
+    """
+
+    limit: Limit
+    first: str
+    count: int = 0
+    longest: int = 0
+
+    def __str__(self) -> str:
+        more = (
+            f" ({self.count - 1:,} more rows are too long, the longest {self.longest:,})"
+            if self.count > 1
+            else ""
+        )
+        limit = self.limit
+        return f"{self.first} are more than {limit.key} {limit.tokens:,}{more}; raise {limit.setting}"
+
+
+@dataclass(slots=True)
 class Overflow:
     """What happens to each row of a source; counts go into the source's report."""
 
@@ -37,10 +63,8 @@ class Overflow:
     policy: str
     report: SourceReport
     encoder: Encoder
-    first: str = ""
-    """Where the first row that is too long stands, with its length."""
-    count: int = 0
-    longest: int = 0
+    too_long: dict[str, _TooLong] = field(default_factory=dict)
+    """By setting."""
 
     def __post_init__(self) -> None:
         if self.policy == "split" and self.report.type != "text":
@@ -59,20 +83,29 @@ class Overflow:
         """
         if not self._trained(row):
             raise DataError("no token of the row is trained: what is to be learnt is empty", where=where)
-        length = row_length(row)
-        if self.limit is None or length <= self.limit:
+        passed = self._passed(row)
+        if not passed:
             return [row]
         if self.policy == "split":
-            return self._split(row, length)
+            return self._split(row, row_length(row))
         if self.policy == "drop":
             self.report.dropped += 1
             return []
         if self.policy == "truncate":
-            return self._truncate(row)
-        self.count += 1
-        self.longest = max(self.longest, length)
-        self.first = self.first or f"{where}: {length:,} tokens"
+            return self._truncate(row, passed)
+        for limit, length in passed:
+            first = f"{where}: {length:,} {limit.name + ' ' if limit.name else ''}tokens"
+            noted = self.too_long.setdefault(limit.setting, _TooLong(limit, first))
+            noted.count += 1
+            noted.longest = max(noted.longest, length)
         return []
+
+    def _passed(self, row: Row) -> list[tuple[Limit, int]]:
+        """The limits that the row passes, each with how long it is."""
+        own = Limit("input_ids", "", self.limit, "data.max_length", self.encoder.cut)
+        lengths = [(own, row_length(row))]
+        lengths += [(limit, len(row[limit.column])) for limit in self.encoder.limits if limit.column in row]
+        return [(limit, length) for limit, length in lengths if limit.passed(length)]
 
     def check(self) -> None:
         """Refuse rows that were too long, all at once.
@@ -80,25 +113,23 @@ class Overflow:
         Raises:
             DataError: naming the first, their number and the longest.
         """
-        if not self.count:
-            return
-        more = (
-            f" ({self.count - 1:,} more rows are too long, the longest {self.longest:,})"
-            if self.count > 1
-            else ""
-        )
-        raise DataError(f"{self.first} are more than max_length {self.limit:,}{more}; {_CHOICES}")
+        if self.too_long:
+            raise DataError(f"{'; '.join(map(str, self.too_long.values()))}, or {_CHOICES}")
 
     def _trained(self, row: Row) -> bool:
         return self.encoder.trained is None or self.encoder.trained(row) > 0
 
-    def _truncate(self, row: Row) -> list[Row]:
-        assert self.limit is not None
-        cut = self.encoder.cut(row, self.limit)
+    def _truncate(self, row: Row, passed: list[tuple[Limit, int]]) -> list[Row]:
+        cut = row
+        for limit, _ in passed:
+            assert limit.tokens is not None
+            cut = limit.cut(cut, limit.tokens)
         if not self._trained(cut):
             self.report.dropped += 1
             return []
         self.report.truncated += 1
+        keys = [limit.key for limit, _ in passed]
+        self.report.truncated_at += [key for key in keys if key not in self.report.truncated_at]
         return [cut]
 
     def _split(self, row: Row, length: int) -> list[Row]:

@@ -74,12 +74,12 @@ def prepare(
     else:
         train, held = _load(data.train, encoding, seed, report.train_sources, fraction)
         encoder.settle()
-        report.train.measure(train, encoder.trained)
+        report.train.measure(train, encoder)
     if data.eval is not None and not isinstance(data.eval, float):
         held, _ = _load(data.eval, encoding, seed, report.eval_sources)
     if held is not None:
         report.eval = PartReport()
-        report.eval.measure(held, encoder.trained)
+        report.eval.measure(held, encoder)
     if data.max_length and model_max_length and data.max_length > model_max_length:
         report.warnings.append(
             f"max_length {data.max_length:,} is more than the model's {model_max_length:,}"
@@ -137,10 +137,10 @@ class _Pool:
         """Read a source to its end."""
         before = len(self.rows)
         example = self.examples[-1] if self.examples else -1
-        for rows in reading.examples():
+        for raw, rows in reading.pairs():
             example += 1
             for row in rows:
-                self.rows.append(row)
+                self.rows.append(row, raw)
                 self.examples.append(example)
         if len(self.rows) == before:
             gone = f"all {reading.report.rows:,} rows were dropped; raise data.max_length"
@@ -186,6 +186,6 @@ def streaming(encoding: Encoding) -> Encoding:
 
 def _probed(streamed: StreamedRows, report: DataReport, encoder: Encoder) -> StreamedRows:
     """Rows to stream, after a look at the first of them, so that what is wrong shows before training."""
-    report.train.measure(list(islice(streamed.rows(0, shuffle=False), _PROBE)), encoder.trained)
+    report.train.measure(list(islice(streamed.rows(0, shuffle=False), _PROBE)), encoder)
     report.train_sources += streamed.sources
     return streamed

@@ -14,7 +14,7 @@ from peftcli.data.example import Chat, Instruction
 from peftcli.data.tokens import Passage, beginning, token_ids
 from peftcli.errors import DataError, RecipeError
 
-# What the user says, a chat's messages (role, content), or an instruction with what it is about.
+# What the user says, or a source, a chat's messages (role, content), or an instruction with what it is about.
 Prompt = str | Sequence[dict[str, str]] | Instruction
 
 
@@ -48,6 +48,10 @@ class Prompter:
         """A prompt as it is."""
         self.refuse_system("completion")
         return self.plain((self.source_prefix or "") + prompt)
+
+    def source(self, source: str) -> str:
+        """What an encoder reads of a source."""
+        return (self.source_prefix or "") + source
 
     def chat(self, messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
         """The messages with the system prompt, where they have none, and the prefix before what users say."""
@@ -112,7 +116,7 @@ def prompt_ids(
 
     Args:
         prompt: What the user says, a chat's messages, or an instruction.
-        format: The training rows' format: text, completion, instruction or chat.
+        format: The training rows' format: text, completion, instruction, chat or pairs.
         tokenizer: The base's tokenizer.
         chat_template: As in the recipe.
         system_prompt: As in the recipe.
@@ -123,6 +127,10 @@ def prompt_ids(
     """
     prompter = Prompter.of(tokenizer, chat_template, system_prompt, source_prefix)
     passage = _prompt(prompter, prompt, format)
+    if format == "pairs":
+        # An encoder reads a source as a whole, with the special tokens at its end, too.
+        ids: list[int] = tokenizer(passage.text, verbose=False)["input_ids"]
+        return ids
     return [*passage.begin, *token_ids(tokenizer, [passage.text])[0]]
 
 
@@ -146,6 +154,8 @@ def _prompt(prompter: Prompter, prompt: Prompt, written: str) -> Passage:
         return prompter.plain(prompt)
     if isinstance(prompt, str) and written == "completion":
         return prompter.completion(prompt)
+    if isinstance(prompt, str) and written == "pairs":
+        return Passage(prompter.source(prompt))
     if isinstance(prompt, Instruction) and written not in {"instruction", "chat"}:
         raise DataError(
             f"an instruction needs type 'instruction', but the rows were '{written}'; give a prompt as text"

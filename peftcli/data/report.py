@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from peftcli.data.example import Row, row_length
+from peftcli.data.example import Encoder, Row, row_length
 
 
 @dataclass(slots=True)
@@ -24,19 +24,22 @@ class PartReport:
     """None where what is trained is the row."""
     lengths: dict[str, int] = field(default_factory=dict)
     """Tokens a row: min, median, p95, max."""
+    other_lengths: dict[str, dict[str, int]] = field(default_factory=dict)
+    """The same for other columns of tokens, such as targets."""
     packed: int | None = None
     """Sequences that the rows were packed into."""
 
-    def measure(self, rows: Sequence[Row], trained: Callable[[Row], int] | None) -> None:
+    def measure(self, rows: Sequence[Row], encoder: Encoder) -> None:
         """Count rows, their tokens where they have any, and those that are trained."""
         self.rows = len(rows)
-        self.trained_tokens = None if trained is None else sum(map(trained, rows))
+        self.trained_tokens = None if encoder.trained is None else sum(map(encoder.trained, rows))
         lengths = [row_length(row) for row in rows if "input_ids" in row]
         self.tokens = sum(lengths)
-        if lengths:
-            # "higher" gives lengths that some row has.
-            low, middle, most, high = np.quantile(lengths, [0, 0.5, 0.95, 1], method="higher").tolist()
-            self.lengths = {"min": int(low), "median": int(middle), "p95": int(most), "max": int(high)}
+        self.lengths = _spread(lengths)
+        for limit in encoder.limits:
+            others = [len(row[limit.column]) for row in rows]
+            self.tokens += sum(others)
+            self.other_lengths[limit.name] = _spread(others)
 
     def line(self) -> str:
         """The counts for a reader."""
@@ -46,8 +49,10 @@ class PartReport:
         if self.trained_tokens is not None:
             share = 100 * self.trained_tokens / max(1, self.tokens)
             text += f", {self.trained_tokens:,} trained ({share:.0f} %)"
-        if self.lengths:
-            text += "; length " + ", ".join(f"{name} {value:,}" for name, value in self.lengths.items())
+        for what, lengths in (("", self.lengths), *self.other_lengths.items()):
+            if lengths:
+                spread = ", ".join(f"{name} {value:,}" for name, value in lengths.items())
+                text += f"; {what + ' ' if what else ''}length {spread}"
         if self.packed is not None:
             text += f"; packed into {self.packed:,} sequences"
         return text
@@ -66,6 +71,8 @@ class SourceReport:
     rows: int = 0
     """Rows read."""
     truncated: int = 0
+    truncated_at: list[str] = field(default_factory=list)
+    """The limits that rows were cut at, by the recipe's keys."""
     dropped: int = 0
     split_rows: int = 0
     split_pieces: int = 0
@@ -92,9 +99,8 @@ class SourceReport:
         """What was cut, dropped and split; empty where nothing was."""
         parts = []
         if self.truncated:
-            parts.append(
-                f"{self.truncated:,} of {self.rows:,} rows cut at max_length: where they end is not trained"
-            )
+            limits = " and ".join(self.truncated_at)
+            parts.append(f"{self.truncated:,} of {self.rows:,} rows cut at {limits}: their ends are lost")
         if self.dropped:
             parts.append(f"{self.dropped:,} of {self.rows:,} rows dropped")
         if self.split_rows:
@@ -133,6 +139,15 @@ class DataReport:
     def as_dict(self) -> dict[str, Any]:
         """The same for JSON and the lock file."""
         return asdict(self)
+
+
+def _spread(lengths: Sequence[int]) -> dict[str, int]:
+    """How long rows are; nothing of no rows."""
+    if not lengths:
+        return {}
+    # "higher" gives lengths that some row has.
+    low, middle, most, high = np.quantile(lengths, [0, 0.5, 0.95, 1], method="higher").tolist()
+    return {"min": int(low), "median": int(middle), "p95": int(most), "max": int(high)}
 
 
 def file_sha256(path: Path) -> str:

@@ -75,6 +75,10 @@ class Picked(Sequence[Row]):
     def __getitem__(self, index: Any) -> Any:
         return self._rows[int(self._indices[index])]
 
+    def only(self, chosen: NDArray[np.int64]) -> Picked:
+        """These of the rows, in this order."""
+        return Picked(self._rows, self._rows.lengths, self._indices[chosen])
+
     def places(self, index: int) -> list[str]:
         """Where the row comes from."""
         return [self._rows.place(int(self._indices[index]))]

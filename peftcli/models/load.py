@@ -20,9 +20,9 @@ from typing import Any
 from peftcli.errors import HubError, MemoryLimitError, ModelError, nearest
 from peftcli.hub import first_line, network_errors
 from peftcli.models import gguf, package
-from peftcli.models.quiet import bars_on_terminals_only, no_load_report
 from peftcli.models.hub import resolve_commit
 from peftcli.models.quantize import quantization_config
+from peftcli.models.quiet import bars_on_terminals_only, no_load_report
 
 logger = logging.getLogger(__name__)
 

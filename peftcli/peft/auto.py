@@ -88,7 +88,9 @@ class AutoPeftModel:
             )
         base = resolve_base(config.base_model_name_or_path, config.revision)
         model = base_class.from_pretrained(base.path, revision=base.revision or "main", **kwargs)
-        _resize(model, source, subfolder, hub, trust_remote_code=kwargs.get("trust_remote_code", False))
+        resize_embeddings(
+            model, source, subfolder, hub, trust_remote_code=kwargs.get("trust_remote_code", False)
+        )
         return cls.peft_class.from_pretrained(
             model, source, adapter_name, is_trainable, config, subfolder=subfolder, **hub
         )
@@ -155,8 +157,18 @@ class AutoPeftModelForFeatureExtraction(AutoPeftModel):
     peft_class = PeftModelForFeatureExtraction
 
 
-def _resize(model: Any, source: str, subfolder: str | None, hub: Any, *, trust_remote_code: bool) -> None:
-    """Gives the base as many embeddings as the adapter's file has, or at least as its tokenizer has tokens."""
+def resize_embeddings(
+    model: Any, source: str, subfolder: str | None, hub: Any, *, trust_remote_code: bool
+) -> None:
+    """Gives the base as many embeddings as the adapter's file has, or at least as its tokenizer has tokens.
+
+    Args:
+        model: the base, changed in place.
+        source: the adapter's folder or repository.
+        subfolder: a folder in it.
+        hub: how to fetch from the Hub; `revision` is in it.
+        trust_remote_code: run Python code that the tokenizer brings.
+    """
     weight = getattr(model.get_input_embeddings(), "weight", None) if hasattr(model, "config") else None
     if weight is None:  # what is no table, such as an image's patches
         return
@@ -174,7 +186,8 @@ def _saved_rows(model: Any, path: Path) -> int | None:
     name = next(name for name, module in model.named_modules() if module is embedding)
     try:
         with safe_open(path, "pt") as file:
-            for key in {f"{PREFIX}{name}.weight", f"{PREFIX}{name}.base_layer.weight"} & set(file.keys()):
+            inside = ("", "base_layer.", "token_adapter.base_layer.")
+            for key in {f"{PREFIX}{name}.{path}weight" for path in inside} & set(file.keys()):
                 return int(file.get_slice(key).get_shape()[0])
     except SafetensorError:
         return None  # loading says what is wrong with it

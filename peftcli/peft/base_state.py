@@ -9,8 +9,16 @@ from torch import nn
 
 from peftcli.adapters.base import AdapterLayer
 from peftcli.adapters.saved_modules import ModulesToSaveWrapper
+from peftcli.adapters.tokens import TrainableTokensWrapper
 from peftcli.errors import AdapterError
 from peftcli.peft.storage import LoadResult, base_of
+
+# What adapters put around a module, and where in it the module is.
+_PARTS: dict[type[nn.Module], str] = {
+    AdapterLayer: "base_layer",
+    ModulesToSaveWrapper: "original_module",
+    TrainableTokensWrapper: "token_adapter",
+}
 
 
 def get_base_model_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -56,9 +64,10 @@ def set_base_model_state_dict(
 def _keys(base: nn.Module) -> dict[str, str]:
     """The base's keys: as they are with adapters, to what they are without."""
     inner = {
-        name: "base_layer" if isinstance(module, AdapterLayer) else "original_module"
-        for name, module in base.named_modules()
-        if isinstance(module, AdapterLayer | ModulesToSaveWrapper)
+        name: part
+        for name, module in base.named_modules(remove_duplicate=False)
+        for kind, part in _PARTS.items()
+        if isinstance(module, kind)
     }
     originals = {key: _original(key, inner) for key in base.state_dict()}
     return {key: original for key, original in originals.items() if original}

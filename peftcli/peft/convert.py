@@ -131,5 +131,5 @@ def _config(base: nn.Module, config: Any, ranks: dict[str, int], rank: float) ->
         rank_pattern=dict(other),
         alpha_pattern=dict(other),
         target_modules=shortest(set(ranks), [site.name for site in walk(base)]),
-        modules_to_save=config.modules_to_save,
+        modules_to_save=getattr(config, "modules_to_save", None),
     )

@@ -44,6 +44,10 @@ def inject_adapter_in_model(
     if method.shared:
         raise AdapterError(f"{peft_config.peft_type} shares weights among layers; use get_peft_model")
     if state_dict is not None:
+        if getattr(peft_config, "target_parameters", None):
+            raise AdapterError(
+                "target_parameters: keys do not say which parameter they are for; leave out state_dict"
+            )
         peft_config = _with_targets(peft_config, targets_of(state_dict, method.prefix))
     tuner = AdaptedModel.around(model)
     options = AddOptions(initialise=not low_cpu_mem_usage, low_cpu_mem_usage=low_cpu_mem_usage)

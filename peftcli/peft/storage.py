@@ -129,7 +129,8 @@ def get_peft_model_state_dict(
     base, prefix = base_of(model)
     config = _config(model, adapter_name)
     state = {**adapter_state(base, adapter_name, config, prefix).all(), **_shared_state(model, adapter_name)}
-    targeted = embeddings_are_targeted(base, config)
+    # What trains some of their rows spares the others.
+    targeted = embeddings_are_targeted(base, config) and not config.trains_tokens
     if save_embedding_layers == "auto":
         save_embedding_layers = targeted or _is_resized(base, config)
     if save_embedding_layers:

@@ -93,6 +93,7 @@ DIALECTS: dict[str, tuple[str, str, str]] = {
     "max_seq_len": (TORCHTUNE, "data.max_length", ""),
     "block_size": (SCRIPTS, "data.max_length", ""),
     "max_source_length": (SCRIPTS, "data.max_length", ""),
+    "val_max_target_length": (SCRIPTS, "training.generation_max_length", ""),
     "excess_length_strategy": (AXOLOTL, "data.overflow", ""),
     "truncation_strategy": (MS_SWIFT, "data.overflow", ""),
     "truncation": (TRANSFORMERS, "data.overflow", "data.overflow: truncate"),

@@ -10,6 +10,7 @@ from peftcli.errors import nearest
 from peftcli.recipe.dialects import translation
 from peftcli.recipe.schema import Data, Recipe, Source
 from peftcli.recipe.source import KeyPath, dotted
+from peftcli.recipe.tasks import OPTIONS
 from peftcli.recipe.training import OLDER, REFUSED, Training
 
 Hint = tuple[str, str]
@@ -27,6 +28,7 @@ def levels(adapter: Iterable[str]) -> dict[str, tuple[str, ...]]:
         "training": (*keys(Training), *OLDER),
         "adapter": tuple(adapter),
         "data.train": keys(Source),
+        "task": tuple(dict.fromkeys(name for options in OPTIONS.values() for name in options.model_fields)),
     }
 
 

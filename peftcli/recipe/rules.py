@@ -181,6 +181,25 @@ def _evaluation_rows(recipe: Recipe) -> Iterator[Finding]:
         yield ("gates",), remedy
 
 
+@_rule(
+    "task_type",
+    "training.predict_with_generate",
+    "training.generation_max_length",
+    "training.generation_num_beams",
+    "training.prediction_loss_only",
+)
+def _generation(recipe: Recipe) -> Iterator[Finding]:
+    training, options = recipe.training, OPTIONS.get(recipe.task_type)
+    wanted = training.predict_with_generate
+    if wanted and options is not None and not options.GENERATES:
+        yield ("training", "predict_with_generate"), f"has no meaning for {recipe.task_type}; leave it out"
+    if wanted and training.prediction_loss_only:
+        yield ("training", "predict_with_generate"), "prediction_loss_only is on too; choose one of them"
+    for name in ("generation_max_length", "generation_num_beams"):
+        if not wanted and getattr(training, name) is not None:
+            yield ("training", name), "does nothing without `predict_with_generate: true`; set that too"
+
+
 @_rule("quantization", "training.use_cpu")
 def _quantized_on_cpu(recipe: Recipe) -> Iterator[Finding]:
     if recipe.quantization is not None and recipe.training.use_cpu:

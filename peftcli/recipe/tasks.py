@@ -26,6 +26,8 @@ class TaskOptions(Strict):
     """The formats of rows that the task takes; a type is guessed among them."""
     DATA: ClassVar[tuple[str, ...]] = TEXT
     """The settings of `data` that have a meaning for it, beside those of every task."""
+    GENERATES: ClassVar[bool] = False
+    """Whether its evaluations can generate (`training.predict_with_generate`)."""
     STARTER: ClassVar[str] = ""
     """The built-in recipe that `peftcli init --task` starts from."""
 
@@ -35,6 +37,22 @@ class CausalLMOptions(TaskOptions):
 
     FORMATS: ClassVar[tuple[str, ...]] = ("text", "completion", "instruction", "chat")
     DATA: ClassVar[tuple[str, ...]] = (*TEXT, *PROMPTS)
+
+
+class SequenceToSequenceOptions(TaskOptions):
+    """SEQ_2_SEQ_LM."""
+
+    FORMATS: ClassVar[tuple[str, ...]] = ("pairs",)
+    DATA: ClassVar[tuple[str, ...]] = (*TEXT, "source_prefix")
+    GENERATES: ClassVar[bool] = True
+    STARTER: ClassVar[str] = "sequence-to-sequence"
+    max_target_length: int | None = Field(
+        None, ge=1, description="of a target, in tokens; default: what the model can take"
+    )
+    source_lang: str | None = Field(
+        None, description="the sources' language, as tokenizers of mBART, M2M100 and NLLB name it: en_XX"
+    )
+    target_lang: str | None = Field(None, description="the targets' language")
 
 
 Names = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
@@ -61,6 +79,7 @@ class SequenceClassificationOptions(LabelOptions):
 # task_type -> its options. A test holds this table and the registry's tasks together.
 OPTIONS: dict[str, type[TaskOptions]] = {
     "CAUSAL_LM": CausalLMOptions,
+    "SEQ_2_SEQ_LM": SequenceToSequenceOptions,
     "SEQ_CLS": SequenceClassificationOptions,
 }
 

@@ -1,7 +1,8 @@
 """The recipe's `training`: TrainingArguments' names, each honoured (`Training`) or refused (`REFUSED`).
 
-Those of Seq2SeqTrainingArguments are among them. Nothing of `transformers` is imported here: it would bring torch along.
-A test walks the installed class and fails on a field that stands in neither table, and on a default that has drifted.
+Those of Seq2SeqTrainingArguments are among them. Nothing of `transformers` is imported here: it would bring torch
+along. A test walks the installed class and fails on a field that stands in neither table, and on a default that has
+drifted.
 """
 
 from __future__ import annotations

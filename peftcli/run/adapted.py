@@ -52,11 +52,11 @@ def open_adapted(folder: Path, say: Say) -> Adapted:
         raise ModelError(
             f"{folder} has no {LOCK_NAME}, which says what its task is; name a folder that `peftcli train` wrote"
         )
-    recipe = _recipe(folder, lock, run)
+    recipe = recipe_of(folder, lock, run)
     base = resolve_base(run.base_model, run.revision, say=say)
     if run.base_fingerprint not in {None, base.fingerprint}:
         say(f"warning: {base.name} is not what the adapter was trained on: its content has changed since")
-    task = _task(recipe, run, base, say)
+    task = task_of(recipe, run, base, say)
     # A head that the base does not bring is drawn as it was for training: the bare base has that one.
     set_seed(recipe.training.seed)
     loaded = task.load_model(base)
@@ -67,7 +67,12 @@ def open_adapted(folder: Path, say: Say) -> Adapted:
     return Adapted(run, lock, recipe, task, model.eval())
 
 
-def _recipe(folder: Path, lock: Lock, run: RunFolder) -> Recipe:
+def recipe_of(folder: Path, lock: Lock, run: RunFolder) -> Recipe:
+    """The recipe in a lock, for the base that the folder names.
+
+    Raises:
+        ModelError: the lock's recipe is none for this release.
+    """
     try:
         return Recipe.model_validate({**lock.recipe, "base_model": run.base_model, "revision": run.revision})
     except ValidationError as error:
@@ -79,7 +84,13 @@ def _recipe(folder: Path, lock: Lock, run: RunFolder) -> Recipe:
         ) from error
 
 
-def _task(recipe: Recipe, run: RunFolder, base: Base, say: Say) -> Task:
+def task_of(recipe: Recipe, run: RunFolder, base: Base, say: Say) -> Task:
+    """The task with what lies beside the adapter: labels, tokenizer or processor.
+
+    Raises:
+        ModelError: a file is missing or broken.
+        HubError: the base is on the Hub, which could not be reached.
+    """
     task_class: type[Task] = registry.resolve(registry.TASKS, recipe.task_type, what="task_type")
     trusts = recipe.trust_remote_code
     config = load_config(base, trust_remote_code=trusts)

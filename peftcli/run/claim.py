@@ -13,7 +13,7 @@ from pathlib import Path
 
 from peftcli.errors import RecipeError
 from peftcli.recipe.schema import Recipe
-from peftcli.run.lock import LOCK_NAME, Lock, read_lock, write_lock
+from peftcli.run.lock import LOCK_NAME, Lock, write_lock
 from peftcli.train.state import checkpoints, find_checkpoint
 
 Say = Callable[[str], object]
@@ -24,8 +24,6 @@ MARKS = ("adapter_config.json", LOCK_NAME, METRICS, "checkpoint-*")
 # What a new run takes away of an older one.
 LEFT = (*MARKS, "adapter_model.safetensors", "labels.json", CARD, CURVES, "abandoned-checkpoint-*")
 HELD = ".peftcli.lock"
-# What a resumed run cannot have otherwise than the run that it goes on with.
-FIXED = ("base.", "recipe.adapter.", "recipe.task_type", "recipe.base_model")
 
 
 @contextmanager
@@ -99,20 +97,6 @@ def set_aside(folder: Path, checkpoint: Path, say: Say) -> None:
                 shutil.rmtree(aside)
             path.rename(aside)
             say(f"{path.name} is of the branch that is left: it is {aside.name} now")
-
-
-def check_changes(lock: Lock, folder: Path, checkpoint: Path | None, say: Say) -> None:
-    """Says what a resumed run does differently from the one it goes on with.
-
-    Raises:
-        RecipeError: it has another base or another adapter.
-    """
-    older = (read_lock(checkpoint) or read_lock(folder)) if checkpoint else None
-    changes = lock.changes_since(older) if older else []
-    if fixed := [change for change in changes if change.startswith(FIXED)]:
-        raise RecipeError(f"--resume: {'; '.join(fixed)}; change it back, or train anew")
-    for change in changes:
-        say(f"changed since the run began: {change}")
 
 
 def found(folder: Path, resume: bool | Path) -> Path | None:

@@ -25,13 +25,15 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 class RunFolder:
     """An adapter's folder, read. `format` is None where nothing says how the training rows were written.
 
-    `columns` are the renames that these rows had (format's column: file's column).
+    `task` holds the options of the task_type, and `columns` are the renames that these rows had (format's column:
+    file's column).
     """
 
     folder: Path
     base_model: str
     revision: str | None
     task_type: str | None
+    task: dict[str, Any]
     dtype: str
     attn_implementation: str | None
     quantization: dict[str, Any] | None
@@ -61,13 +63,18 @@ def open_run(folder: Path) -> RunFolder:
     Raises:
         ModelError: it holds no adapter, or its files cannot be read.
     """
-    _require_adapter(folder)
+    require_adapter(folder)
     config = _read_config(folder / CONFIG_NAME)
     lock = read_lock(folder)
     return _from_config(folder, config) if lock is None else _from_lock(folder, lock, config)
 
 
-def _require_adapter(folder: Path) -> None:
+def require_adapter(folder: Path) -> None:
+    """Refuses what is no adapter's folder, saying what it is instead.
+
+    Raises:
+        ModelError: always then.
+    """
     if (folder / CONFIG_NAME).is_file():
         return
     if folder.is_file():
@@ -107,6 +114,7 @@ def _from_config(folder: Path, config: dict[str, Any]) -> RunFolder:
         base_model=base_model,
         revision=config.get("revision"),
         task_type=config.get("task_type"),
+        task={},
         dtype="auto",
         attn_implementation=None,
         quantization=None,
@@ -135,6 +143,7 @@ def _from_lock(folder: Path, lock: Lock, config: dict[str, Any]) -> RunFolder:
         base_model=path if path and not Path(named).exists() and _is_relative(named) else named,
         revision=pinned,
         task_type=recipe.get("task_type", config.get("task_type")),
+        task=recipe.get("task") or {},
         dtype=recipe.get("dtype", "auto"),
         attn_implementation=recipe.get("attn_implementation"),
         quantization=recipe.get("quantization"),

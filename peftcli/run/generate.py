@@ -1,26 +1,29 @@
 """`peftcli generate`: text from an adapter, prompted as its training rows were written.
 
-Streamed and batched prompts go through one function, Transformers' `generate`. A batch is padded on the left,
-so that every row's last prompt token stands last; with the padding masked and positions counted per row, its
-tokens are those that each prompt gets alone. Shapes: B prompts, T tokens.
+Streamed and batched prompts go through one function, Transformers' `generate`. A batch for a decoder alone is padded on
+the left, so that every row's last prompt token stands last; an encoder's as in training, on the right. With the padding
+masked and positions counted per row, its tokens are those that each prompt gets alone. Shapes: B prompts, T tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from peftcli import registry
 from peftcli.data.chat import ChatTemplate
 from peftcli.data.example import Instruction
 from peftcli.data.prompt import Prompt, prompt_ids
 from peftcli.data.tokens import token_ids
 from peftcli.errors import DataError, MemoryLimitError, ModelError, RecipeError
-from peftcli.models.load import Base, load_model, load_tokenizer, resolve_base
+from peftcli.models.load import Base, load_config, load_model, resolve_base
 from peftcli.run.folder import RunFolder, open_run
 from peftcli.run.sampling import Sampling
 from peftcli.run.stream import Stream, whole_characters
+from peftcli.tasks.base import Task
+from peftcli.tasks.generation import context_length, end_tokens
 
 Say = Callable[[str], object]
 
@@ -48,6 +51,13 @@ class Generator:
     format: str
     stops: frozenset[int]
     sampling: Sampling
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the GenerationConfig, as the task has them."""
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether an encoder reads the prompt, and all that the decoder writes is the answer."""
+        return bool(self.model.config.is_encoder_decoder)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The prompt's tokens, as a training row would begin.
@@ -68,8 +78,8 @@ class Generator:
             system_prompt=self.run.system_prompt,
             source_prefix=self.run.source_prefix,
         )
-        limit = self._context_length()
-        if limit is not None and len(ids) >= limit:
+        limit = context_length(self.model)
+        if limit is not None and len(ids) + (not self.reads_prompts) > limit:
             raise DataError(
                 f"the prompt has {len(ids)} tokens, and the model takes {limit} in all; shorten it"
             )
@@ -77,13 +87,21 @@ class Generator:
 
     def room(self, ids: Sequence[int]) -> int:
         """How many tokens may follow this prompt: what was asked for, or what the model has place for."""
-        limit = self._context_length()
+        limit = context_length(self.model)
+        # A decoder that reads no prompt starts with a token of its own.
+        taken = 1 if self.reads_prompts else len(ids)
         wanted = self.sampling.max_new_tokens
-        return wanted if limit is None else min(wanted, limit - len(ids))
+        return wanted if limit is None else min(wanted, limit - taken)
 
     def stream(self, ids: list[int], write: Callable[[str], object]) -> Completion:
         """One completion, handed to `write` piece by piece as it comes."""
-        return self._generate([ids], self.room(ids), Stream(self.tokenizer, write))[0]
+        room = self.room(ids)
+        if (self._config(room).num_beams or 1) == 1:
+            return self._generate([ids], room, Stream(self.tokenizer, write))[0]
+        # Which beam is the likeliest shows at the end only.
+        completion = self._generate([ids], room, None)[0]
+        write(completion.text)
+        return completion
 
     def complete(self, prompts: Sequence[list[int]], batch_size: int) -> list[Completion]:
         """A completion for each prompt, in order, generated in batches of prompts of like length."""
@@ -99,35 +117,38 @@ class Generator:
             results.update(zip(chosen, completions, strict=True))
         return [results[at] for at in range(len(prompts))]
 
-    def _context_length(self) -> int | None:
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        # The virtual tokens of a prompt have places, too.
-        adapter = getattr(self.model, "active_peft_config", None)
-        return None if limit is None else limit - (getattr(adapter, "num_virtual_tokens", None) or 0)
+    def _config(self, room: int) -> Any:
+        pad = self.tokenizer.pad_token_id
+        config = self.sampling.config(
+            self.model.generation_config, max_new_tokens=room, stops=self.stops, pad=pad
+        )
+        config.update(**self.settings)
+        return config
 
     def _generate(self, prompts: Sequence[list[int]], room: int, streamer: Stream | None) -> list[Completion]:
         import torch
 
-        pad = self.tokenizer.pad_token_id
         width = max(map(len, prompts))
-        input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts])  # (B, T)
-        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
-        config = self.sampling.config(
-            self.model.generation_config, max_new_tokens=room, stops=self.stops, pad=pad
-        )
+        input_ids = torch.tensor([self._padded(ids, self.tokenizer.pad_token_id, width) for ids in prompts])
+        mask = torch.tensor([self._padded([1] * len(ids), 0, width) for ids in prompts])  # (B, T)
         try:
             with torch.inference_mode():
                 output = self.model.generate(
                     input_ids=input_ids.to(self.model.device),
                     attention_mask=mask.to(self.model.device),
-                    generation_config=config,
+                    generation_config=self._config(room),
                     streamer=streamer,
                 )
         except torch.OutOfMemoryError as error:
             raise MemoryLimitError(
                 "generating ran out of memory; lower --batch-size or --max-new-tokens"
             ) from error
-        return [self._completion(row) for row in output[:, width:].tolist()]
+        given = 1 if self.reads_prompts else width
+        return [self._completion(row) for row in output[:, given:].tolist()]
+
+    def _padded(self, values: list[int], pad: int, width: int) -> list[int]:
+        padding = [pad] * (width - len(values))
+        return values + padding if self.reads_prompts else padding + values
 
     def _completion(self, ids: list[int]) -> Completion:
         end = next((at for at, token in enumerate(ids) if token in self.stops), None)
@@ -160,17 +181,36 @@ def open_generator(
         HubError: the base is on the Hub, which could not be reached.
     """
     run = open_run(folder)
-    if run.task_type not in {"CAUSAL_LM", None}:
+    base = resolve_base(run.base_model, run.revision, say=say)
+    _warn_of_another_base(run, base, say)
+    config = load_config(base, trust_remote_code=run.trust_remote_code)
+    task = _task(run, config)
+    tokenizer = _tokenizer(run, base, task, say)
+    plain = "pairs" if config.is_encoder_decoder else "text"
+    if raw:
+        run = replace(run, format=plain, system_prompt=None, source_prefix=None)
+    written = run.format or _guess_format(run, tokenizer, plain, say)
+    model = _model(run, base, task, with_adapter=with_adapter)
+    settings = task.generation_settings(model, tokenizer, run.task)
+    _seed(seed)
+    stops = _stops(model, tokenizer, run, written)
+    return Generator(model, tokenizer, run, written, stops, sampling, settings)
+
+
+def _task(run: RunFolder, config: Any) -> type[Task]:
+    """The adapter's task; where the folder does not say it, the one that writes text with such a base.
+
+    Raises:
+        ModelError: it does not write text.
+    """
+    names = registry.TASKS if run.task_type is None else [run.task_type]
+    tasks = (registry.resolve(registry.TASKS, name, what="task_type") for name in names)
+    found: type[Task] | None = next((task for task in tasks if task.generates(config)), None)
+    if found is None:
         raise ModelError(
             f"this adapter's task is {run.task_type}, which does not generate text; use `peftcli predict`"
         )
-    base = resolve_base(run.base_model, run.revision, say=say)
-    _warn_of_another_base(run, base, say)
-    tokenizer = _tokenizer(run, base, say)
-    written = "text" if raw else run.format or _guess_format(run, tokenizer, say)
-    model = _model(run, base, with_adapter=with_adapter)
-    _seed(seed)
-    return Generator(model, tokenizer, run, written, _stops(model, tokenizer, run, written), sampling)
+    return found
 
 
 def _warn_of_another_base(run: RunFolder, base: Base, say: Say) -> None:
@@ -178,25 +218,24 @@ def _warn_of_another_base(run: RunFolder, base: Base, say: Say) -> None:
         say(f"warning: {base.name} is not what the adapter was trained on: its content has changed since")
 
 
-def _tokenizer(run: RunFolder, base: Base, say: Say) -> Any:
+def _tokenizer(run: RunFolder, base: Base, task: type[Task], say: Say) -> Any:
     source = Base(str(run.folder), str(run.folder), None, "") if run.has_tokenizer else base
-    return load_tokenizer(source, trust_remote_code=run.trust_remote_code, say=say)
+    return task.load_processor(source, trust_remote_code=run.trust_remote_code, say=say)
 
 
-def _guess_format(run: RunFolder, tokenizer: Any, say: Say) -> str:
-    name = "chat" if tokenizer.chat_template else "text"
+def _guess_format(run: RunFolder, tokenizer: Any, plain: str, say: Say) -> str:
+    name = "chat" if tokenizer.chat_template and plain == "text" else plain
     how = "as chats, with the tokenizer's template" if name == "chat" else "as they are"
     say(f"{run.folder} does not say how its training rows were written: prompts are taken {how}")
     return name
 
 
-def _model(run: RunFolder, base: Base, *, with_adapter: bool) -> Any:
+def _model(run: RunFolder, base: Base, task: type[Task], *, with_adapter: bool) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
 
     model = load_model(
         base,
-        AutoModelForCausalLM,
+        task.auto_class(),
         dtype=run.dtype,
         attn_implementation=run.attn_implementation,
         quantization=run.quantization,
@@ -223,8 +262,7 @@ def _seed(seed: int | None) -> None:
 
 def _stops(model: Any, tokenizer: Any, run: RunFolder, written: str) -> frozenset[int]:
     """The tokens that end a completion: the tokenizer's, the base's own, and the template's end of a turn."""
-    own = model.generation_config.eos_token_id
-    stops = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    stops = end_tokens(model, tokenizer)
     template = ChatTemplate.of(tokenizer, run.chat_template)
     if written in {"chat", "instruction"} and template is not None:
         stops |= set(_turn_ends(tokenizer, template))

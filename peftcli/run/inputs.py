@@ -52,4 +52,3 @@ def read_inputs(recipe: Recipe, *, say: Say) -> Inputs:
             f"{len(prepared.eval):,} rows are held out by data.eval and never evaluated: training.eval_strategy is no"
         )
     return Inputs(base, processor, task, prepared)
-

@@ -12,16 +12,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from peftcli.errors import ModelError
+from peftcli.errors import ModelError, RecipeError
 from peftcli.files import write_text
 from peftcli.recipe.schema import Recipe
+from peftcli.recipe.source import parse, to_yaml
 
 LOCK_NAME = "recipe.lock.yaml"
+# Far above what a run of thousands of files writes: a lock may come from a stranger.
+MAX_CHARACTERS = 4_000_000
 PACKAGES = (
     "peftcli", "torch", "transformers", "tokenizers", "accelerate", "datasets", "safetensors", "pydantic", "gguf"
 )  # fmt: skip
+_NO_LOCK = "is not a lock that peftcli wrote; put the original back"
 HEADER = """\
 # What this run really was: the recipe with every default, versions, and fingerprints of base and data.
 # Written by peftcli; `peftcli generate --adapter` reads it.
@@ -40,7 +42,7 @@ class Lock:
 
     def changes_since(self, older: Lock) -> list[str]:
         """What differs from an earlier lock, one line a key: `training.learning_rate: 0.001, was 0.0001`."""
-        now, then = _flat(self.as_dict()), _flat(older.as_dict())
+        now, then = flatten(self.as_dict()), flatten(older.as_dict())
         missing = "not set"
         return [
             f"{key}: {now.get(key, missing)}, was {then.get(key, missing)}"
@@ -59,7 +61,7 @@ class Lock:
         }
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one level of dotted keys; lists of mappings count by position."""
     if isinstance(value, dict) and value:
         items = value.items()
@@ -69,7 +71,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix: value}
     flat: dict[str, Any] = {}
     for key, item in items:
-        flat |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
+        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
     return flat
 
 
@@ -94,8 +96,7 @@ def make_lock(
 
 def write_lock(folder: Path, lock: Lock) -> None:
     """Writes the lock into a run's folder."""
-    text = yaml.safe_dump(lock.as_dict(), sort_keys=False, allow_unicode=True, width=110)
-    write_text(folder / LOCK_NAME, HEADER + text)
+    write_text(folder / LOCK_NAME, HEADER + to_yaml(lock.as_dict()))
 
 
 def read_lock(folder: Path) -> Lock | None:
@@ -104,13 +105,20 @@ def read_lock(folder: Path) -> Lock | None:
     Raises:
         ModelError: for a file that is not a lock.
     """
-    path = folder / LOCK_NAME
+    return read_lock_file(folder / LOCK_NAME)
+
+
+def read_lock_file(path: Path) -> Lock | None:
+    """The lock that a file holds; as `read_lock`."""
     if not path.is_file():
         return None
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Lock(**content)
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
-        raise ModelError(
-            "is not a lock that peftcli wrote; put the original back", where=str(path)
-        ) from error
+        with path.open(encoding="utf-8") as file:
+            content, _, problems = parse(file.read(MAX_CHARACTERS), str(path))
+        lock = Lock(**content)
+    except (RecipeError, UnicodeDecodeError, TypeError) as error:
+        raise ModelError(_NO_LOCK, where=str(path)) from error
+    parts = (lock.recipe, lock.base, lock.data, lock.versions)
+    if problems or not all(isinstance(part, dict) for part in parts):
+        raise ModelError(_NO_LOCK, where=str(path))
+    return lock

@@ -24,8 +24,10 @@ _HALF = re.compile("[\ud800-\udfff]")
 # What `complete` adds to a row; a row that brings one of these would lose it. The first is the name that
 # Transformers' text-generation pipeline has for it.
 ADDED = ("generated_text", "tokens", "finish_reason")
-# The columns that a prompt may stand in, as the formats of training rows name them.
+# The columns that a prompt may stand in, as the formats of training rows name them: those of adapters that were
+# trained on pairs, and those of all others, whose rows may say in `source` where they are from.
 PROMPTS = ("prompt", "messages", "conversations", "instruction")
+SOURCES = ("source", "prompt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +39,17 @@ class PromptRow:
     prompt: Prompt
 
 
-def read_prompts(path: Path, columns: Mapping[str, str] | None = None) -> list[PromptRow]:
-    """The rows of a JSON Lines file; each has its prompt in one of PROMPTS, as training rows have.
+def read_prompts(
+    path: Path,
+    columns: Mapping[str, str] | None = None,
+    written: str | None = None,
+) -> list[PromptRow]:
+    """The rows of a JSON Lines file; each has its prompt in one column, named as training rows name it.
 
     Args:
         path: the file.
         columns: the renames that the training rows had (format's column: file's column); they hold here, too.
+        written: the training rows' format.
 
     Raises:
         DataError: the file or a row cannot be read; the row is named.
@@ -55,7 +62,8 @@ def read_prompts(path: Path, columns: Mapping[str, str] | None = None) -> list[P
         raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from error
     # Not splitlines: it would also split at characters that JSON allows inside a text, such as U+2028.
     lines = enumerate(text.split("\n"), 1)
-    rows = [_row(line, f"{path}:{number}", columns or {}) for number, line in lines if line.strip()]
+    names = SOURCES if written == "pairs" else PROMPTS
+    rows = [_row(line, f"{path}:{number}", columns or {}, names) for number, line in lines if line.strip()]
     if not rows:
         raise DataError('holds no rows; write one JSON object a line: {"prompt": …}', where=str(path))
     return rows
@@ -79,7 +87,7 @@ def lines(rows: Sequence[PromptRow], completions: Iterable[dict[str, Any]]) -> I
         yield json.dumps({**row.row, **added}, ensure_ascii=False) + "\n"
 
 
-def _row(line: str, where: str, columns: Mapping[str, str]) -> PromptRow:
+def _row(line: str, where: str, columns: Mapping[str, str], names: Sequence[str]) -> PromptRow:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -95,22 +103,22 @@ def _row(line: str, where: str, columns: Mapping[str, str]) -> PromptRow:
             f"has the key {taken[0]!r} already, which the result would overwrite; rename it", where=where
         )
     try:
-        return PromptRow(where, row, _prompt(row, columns))
+        return PromptRow(where, row, _prompt(row, columns, names))
     except DataError as error:
         raise DataError(error.message, where=where) from error
 
 
-def _prompt(row: dict[str, Any], columns: Mapping[str, str]) -> Prompt:
+def _prompt(row: dict[str, Any], columns: Mapping[str, str], names: Sequence[str]) -> Prompt:
     """The row's prompt, read as the training format that has such a column reads it."""
-    named = {name: name if name in row else columns.get(name, name) for name in (*PROMPTS, "input")}
-    found = [name for name in PROMPTS if named[name] in row]
+    named = {name: name if name in row else columns.get(name, name) for name in (*names, "input")}
+    found = [name for name in names if named[name] in row]
     if len(found) != 1:
-        listed = ", ".join(f"`{name}`" for name in dict.fromkeys(named[name] for name in PROMPTS))
+        listed = ", ".join(f"`{name}`" for name in dict.fromkeys(named[name] for name in names))
         if found:
             raise DataError(f"has {' and '.join(f'`{named[name]}`' for name in found)}; keep one of them")
-        raise DataError(f"has no prompt: none of {listed}; {did_you_mean(next(iter(row), ''), PROMPTS)}")
+        raise DataError(f"has no prompt: none of {listed}; {did_you_mean(next(iter(row), ''), names)}")
     column = named[found[0]]
-    if found[0] == "prompt":
+    if found[0] in {"prompt", "source"}:
         return string(row[column], column)
     if found[0] == "instruction":
         about = row.get(named["input"])

@@ -21,6 +21,7 @@ class Sampling:
         top_p: sample among the likeliest tokens that hold this share of the probability.
         top_k: sample among this many likeliest tokens.
         repetition_penalty: above 1, tokens that already occurred become less likely.
+        num_beams: texts that are written side by side, of which the likeliest is taken.
     """
 
     max_new_tokens: int = 256
@@ -28,6 +29,7 @@ class Sampling:
     top_p: float | None = None
     top_k: int | None = None
     repetition_penalty: float | None = None
+    num_beams: int | None = None
 
     def __post_init__(self) -> None:
         _require(self.max_new_tokens >= 1, "--max-new-tokens", "at least 1")
@@ -41,6 +43,7 @@ class Sampling:
         _require(
             self.repetition_penalty is None or self.repetition_penalty > 0, "--repetition-penalty", "above 0"
         )
+        _require(self.num_beams is None or self.num_beams >= 1, "--num-beams", "at least 1")
         for flag, value in (("--top-p", self.top_p), ("--top-k", self.top_k)):
             if self.temperature == 0 and value is not None:
                 raise RecipeError(
@@ -69,6 +72,7 @@ class Sampling:
             "top_p": self.top_p,
             "top_k": self.top_k,
             "repetition_penalty": self.repetition_penalty,
+            "num_beams": self.num_beams,
         }
         config.update(**{name: value for name, value in chosen.items() if value is not None})
         if not config.do_sample:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -21,10 +20,12 @@ from peftcli.recipe.adapter import adapter_config
 from peftcli.recipe.gates import parse_gate
 from peftcli.recipe.schema import Recipe
 from peftcli.run.card import CardFacts, write_card
-from peftcli.run.claim import CURVES, METRICS, begin, check_changes, check_folder, found, held
+from peftcli.run.changes import check_changes, check_locked
+from peftcli.run.claim import CURVES, METRICS, begin, check_folder, found, held
 from peftcli.run.curves import loss_svg
 from peftcli.run.inputs import Inputs, Say, read_inputs
 from peftcli.run.lock import Lock, make_lock, write_lock
+from peftcli.run.start import find_start, load_adapter, save_adapter, starting_point
 from peftcli.train.loop import Job, Outcome
 from peftcli.train.loop import train as run_loop
 
@@ -64,12 +65,23 @@ class Trained:
         }
 
 
-def train(recipe: Recipe, *, resume: bool | Path = False, say: Say) -> Trained:
+def train(
+    recipe: Recipe,
+    *,
+    resume: bool | Path = False,
+    resume_anyway: bool = False,
+    locked: Path | None = None,
+    narrow: Callable[[Inputs], Inputs] = lambda inputs: inputs,
+    say: Say,
+) -> Trained:
     """Trains what the recipe says and writes the run's folder.
 
     Args:
         recipe: the run.
         resume: go on from the last whole checkpoint (or from the start where there is none), or from this one.
+        resume_anyway: go on although something harmless has changed.
+        locked: the recipe's file, beside whose lock this run must be the same.
+        narrow: leaves of the rows those to use.
         say: gets every line for the user; only the first process's lines are passed on.
 
     Raises:
@@ -81,26 +93,31 @@ def train(recipe: Recipe, *, resume: bool | Path = False, say: Say) -> Trained:
     folder = Path(recipe.training.output_dir)
     checkpoint = check_folder(recipe, resume, say) if is_first else found(folder, resume)
     with held(folder) if is_first else nullcontext():
-        inputs = read_inputs(recipe, say=say)
+        inputs = narrow(read_inputs(recipe, say=say))
         for line in inputs.prepared.report.lines():
             say(line)
         lock = lock_of(recipe, inputs)
-        check_changes(lock, folder, checkpoint, say)
+        check_changes(lock, folder, checkpoint, say, anyway=resume_anyway)
+        if locked is not None:
+            check_locked(lock, locked)
         _use_own_gpu(recipe)
-        model = adapted_model(recipe, inputs, say)
+        model = adapted_model(recipe, inputs, checkpoint, say)
         parameters = model.get_nb_trainable_parameters()
         share = 100 * parameters[0] / parameters[1]
         say(f"training {parameters[0]:,} of {parameters[1]:,} parameters ({share:.2f} %)")
-        job = replace(
-            _job(recipe, inputs, model, lock, checkpoint),
-            begin=lambda: begin(folder, lock, checkpoint, say),
-        )
-        with writing_errors(folder), _starting_point(model) as start:
+        with writing_errors(folder), starting_point(model) as start:
+            job = replace(
+                _job(recipe, inputs, model, lock, start),
+                resume_from=checkpoint,
+                begin=lambda: begin(folder, lock, checkpoint, say),
+            )
             outcome = run_loop(job)
             if is_first:
                 job.save_adapter(folder)
                 if start is not None:
-                    _save_for_everyone(model, folder, start, say)
+                    say(
+                        "the adapter began with a part of the base; it is saved as a plain one for the base as it was"
+                    )
                 _write_reports(folder, recipe, inputs, outcome, parameters)
     return Trained(folder, outcome, parameters, judge(recipe, outcome), is_first)
 
@@ -121,40 +138,11 @@ def writing_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def _starting_point(model: PeftModel) -> Iterator[Path | None]:
-    """The folder of the untrained adapter, where it starts with a part of the base; None where it does not."""
-    config: Any = model.active_peft_config
-    if not config.changes_base or config.use_dora:
-        yield None
-        return
-    with TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        yield Path(folder)
-
-
-def _save_for_everyone(model: PeftModel, folder: Path, start: Path, say: Say) -> None:
-    """Writes the adapter as a plain one for the base as it is published.
-
-    Only PEFT would take the part that the adapter started with out of the base again, and where a random
-    decomposition found that part, not even PEFT would find the same.
-    """
-    model.save_pretrained(folder, path_initial_model_for_weight_conversion=start)
-    config: Any = model.active_peft_config
-    say(
-        f"init_lora_weights {config.init_lora_weights} changed the base: the adapter is saved as a plain one for the "
-        f"base as it was, of rank {2 * config.r}"
-    )
-
-
-def _job(recipe: Recipe, inputs: Inputs, model: PeftModel, lock: Lock, checkpoint: Path | None) -> Job:
-    def save_adapter(target: Path) -> None:
-        model.save_pretrained(str(target))
+def _job(recipe: Recipe, inputs: Inputs, model: PeftModel, lock: Lock, start: Path | None) -> Job:
+    def save(target: Path) -> None:
+        save_adapter(model, target, start)
         inputs.task.save(target)
         write_lock(target, lock)
-
-    def load_adapter(source: Path) -> None:
-        model.load_adapter(source, model.active_adapter, is_trainable=True)
 
     return Job(
         model=model,
@@ -163,9 +151,8 @@ def _job(recipe: Recipe, inputs: Inputs, model: PeftModel, lock: Lock, checkpoin
         eval_rows=inputs.prepared.eval,
         settings=recipe.training,
         output_dir=Path(recipe.training.output_dir),
-        save_adapter=save_adapter,
-        load_adapter=load_adapter,
-        resume_from=checkpoint,
+        save_adapter=save,
+        load_adapter=lambda source: load_adapter(model, source, start),
         gated=tuple(recipe.gates or ()),
     )
 
@@ -184,19 +171,25 @@ def _use_own_gpu(recipe: Recipe) -> None:
         torch.cuda.set_device(int(rank))
 
 
-def adapted_model(recipe: Recipe, inputs: Inputs, say: Say) -> PeftModel:
+def adapted_model(recipe: Recipe, inputs: Inputs, checkpoint: Path | None, say: Say) -> PeftModel:
     """The base with a fresh adapter, and a fresh head where the task needs one, drawn by training.seed."""
     set_seed(recipe.training.seed)
     loaded = inputs.task.load_model(inputs.base)
     set_seed(recipe.training.seed)
     config = adapter_config(recipe)
     if heads := inputs.task.heads(loaded):
+        if not hasattr(config, "modules_to_save"):
+            raise RecipeError(
+                f"adapter.peft_type: {config.peft_type} trains no head, and the base does not bring "
+                f"{', '.join(heads)}; choose another"
+            )
         config.modules_to_save = sorted({*(config.modules_to_save or ()), *heads})
         say(f"trained and saved whole, as the base does not bring them: {', '.join(heads)}")
     if unused := loaded.unused:
         say(f"not used of the base: {len(unused)} weights (first: {unused[0]})")
     config.base_model_name_or_path = recipe.base_model_id or recipe.base_model
     config.revision = recipe.revision
+    find_start(loaded.model, config, recipe, inputs, checkpoint=checkpoint, say=say)
     return get_peft_model(loaded.model, config)
 
 

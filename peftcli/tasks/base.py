@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from peftcli.data.example import Encoder, Example, Row, cut_tokens
+from peftcli.data.example import Encoder, Example, Limit, Row, cut_tokens
 from peftcli.data.overflow import effective_limit, next_tokens
 from peftcli.models.load import Base, Loaded, load_model, load_tokenizer
 from peftcli.recipe.schema import Recipe
@@ -127,7 +127,9 @@ class Task(ABC):
         """The task's part in preparing rows."""
         formats = OPTIONS[self.task_type].FORMATS
         trained = self.trained_tokens if self.counts_tokens else None
-        return Encoder(self.encode, formats, self.settle, self.notes, self.remarks, trained, self.cut)
+        return Encoder(
+            self.encode, formats, self.settle, self.notes, self.remarks, trained, self.cut, self.limits()
+        )
 
     @abstractmethod
     def encode(self, examples: Sequence[Example]) -> list[list[Row]]:
@@ -158,6 +160,10 @@ class Task(ABC):
     def cut(self, row: Row, limit: int) -> Row:
         """A row cut to a number of tokens."""
         return cut_tokens(row, limit)
+
+    def limits(self) -> tuple[Limit, ...]:
+        """The limits of further columns of tokens, beside `limit`, which is that of `input_ids`."""
+        return ()
 
     @abstractmethod
     def collate(self, rows: Sequence[Row]) -> dict[str, Any]:
@@ -198,6 +204,30 @@ class Task(ABC):
         del rows, folder
         record: dict[str, Any] = records[0]
         return record
+
+    @classmethod
+    def generates(cls, config: Any) -> bool:
+        """Whether `peftcli generate` is the command that uses it: it writes text after or of a text.
+
+        Args:
+            config: the base's Transformers config.
+        """
+        del config
+        return False
+
+    @classmethod
+    def generation_settings(
+        cls, model: nn.Module, tokenizer: Any, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Makes a tokenizer ready for prompts, and gives what the base's GenerationConfig must say beside its own.
+
+        Args:
+            model: the base, with an adapter or without.
+            tokenizer: as `load_processor` gave it.
+            options: the recipe's `task`, empty where there is no recipe.
+        """
+        del model, tokenizer, options
+        return {}
 
     # What lies beside the adapter.
 

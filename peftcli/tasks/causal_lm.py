@@ -23,6 +23,7 @@ from peftcli.errors import ModelError, RecipeError
 from peftcli.recipe.schema import Recipe
 from peftcli.tasks.base import Batch, Evaluated, Sum, Task
 from peftcli.tasks.token_loss import summed_token_loss
+from peftcli.tasks.unwrapped import unwrapped
 
 
 class CausalLM(Task):
@@ -196,7 +197,7 @@ class CausalLM(Task):
         Raises:
             ModelError: for a model that takes no positions, or that carries a state from one row to the next.
         """
-        base: Any = _base(model)
+        base: Any = unwrapped(model)
         size = base.get_input_embeddings().num_embeddings
         if self._largest >= size:
             raise ModelError(
@@ -223,6 +224,11 @@ class CausalLM(Task):
             raise ModelError(
                 "data.packing: a prompt stands before the first of the packed rows only; set data.packing to false"
             )
+
+    @classmethod
+    def generates(cls, config: Any) -> bool:
+        """After every prompt; a base with an encoder does not continue what it reads."""
+        return not config.is_encoder_decoder
 
     # The loss.
 
@@ -263,7 +269,7 @@ def _kept(labels: Tensor) -> tuple[Tensor, Tensor]:
 def _trained_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Logits (B, K, V) at the kept positions."""
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
-    base = _base(model)
+    base = unwrapped(model)
     kept = batch["kept"]
     if _keeps_by_row(base):
         return _logits(model, base, {**inputs, "logits_to_keep": kept})
@@ -296,21 +302,6 @@ def _mixes_packed_rows(model: nn.Module, base: nn.Module) -> bool:
     # The shapes are the same, so that rows which are apart differ by no more than rounding.
     rounding = 4 * torch.finfo(one.dtype).eps * one.abs().max()
     return bool((one - other).abs().max() > rounding)
-
-
-def _base(model: nn.Module) -> nn.Module:
-    """The Transformers model inside wrappers for adapters, several processes and compilation."""
-    inner: Any = model
-    while True:
-        if isinstance(compiled := getattr(inner, "_orig_mod", None), nn.Module):
-            inner = compiled
-        elif isinstance(inner, nn.parallel.DistributedDataParallel):
-            inner = inner.module
-        elif hasattr(inner, "get_base_model"):
-            inner = inner.get_base_model()
-        else:
-            assert isinstance(inner, nn.Module)
-            return inner
 
 
 def _parameters(base: nn.Module) -> Mapping[str, inspect.Parameter]:

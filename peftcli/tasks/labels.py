@@ -45,15 +45,18 @@ class Labels:
         """
         if not self._closed:
             return self._seen.setdefault(label, len(self._seen))
-        found = self._seen.get(label)
-        if found is None and isinstance(label, int) and 0 <= label < len(self.names):
-            # A number where the labels have names.
+        found = self._seen.get(str(label))
+        if found is None and isinstance(label, int) and self._counts(label):
             found = self._seen[self.names[label]]
         if found is None:
             raise DataError(
                 f"the label {label!r} is none of the {len(self.names)}; {did_you_mean(str(label), self.names)}"
             )
         return found
+
+    def _counts(self, number: int) -> bool:
+        """Whether a number means the label of that place: names that are numbers mean themselves."""
+        return 0 <= number < len(self.names) and not all(name.isdecimal() for name in self.names)
 
     def close(self) -> None:
         """Puts the labels in order; no other ones are taken from now on.
@@ -65,9 +68,7 @@ class Labels:
         if self._closed:
             return
         if not self._seen:
-            raise RecipeError(
-                "task.labels: say the labels' names; streamed rows are not known before training"
-            )
+            raise RecipeError("task.labels: name the labels; streamed rows are not known before training")
         numbers = [label for label in self._seen if isinstance(label, int)]
         if numbers and len(numbers) < len(self._seen):
             name = next(label for label in self._seen if not isinstance(label, int))
@@ -96,6 +97,7 @@ class Labels:
             self._seen.setdefault(label, len(self._seen))
         place = {label: at for at, label in enumerate(order)}
         self._final = np.asarray([place[label] for label in self._seen])
+        self._seen = {str(label): number for label, number in self._seen.items()}
         self._closed = True
 
     def numbers(self, found: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:

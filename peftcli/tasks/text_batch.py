@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from peftcli.data.example import Row
@@ -22,40 +23,58 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | No
     """One row a text (or pair of texts), whole, with the special tokens that the model wants."""
     if not texts:
         return []
-    encoded = tokenizer(list(texts), None if pairs is None else list(pairs), truncation=False, verbose=False)
+    encoded = tokenizer(
+        list(texts),
+        None if pairs is None else list(pairs),
+        truncation=False,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    return token_rows(encoded, len(texts))
+
+
+def token_rows(encoded: Any, count: int) -> list[Row]:
+    """What a tokenizer gave for a number of texts, a row each."""
     columns = [name for name in _COLUMNS if name in encoded]
-    return [
-        {name: np.asarray(encoded[name][at], dtype=np.int32) for name in columns} for at in range(len(texts))
-    ]
+    return [{name: np.asarray(encoded[name][at], dtype=np.int32) for name in columns} for at in range(count)]
 
 
-def cut_texts(row: Row, limit: int, special: Sequence[int]) -> Row:
-    """The row with tokens left out from the end of its longest text until it has `limit`; special ones stay."""
+def added_ids(tokenizer: Any) -> list[int]:
+    """The tokens that a tokenizer puts around texts: its special ones, but for the one that stands for a text's own."""
+    return [token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id]
+
+
+def cut_texts(row: Row, limit: int, added: Sequence[int]) -> Row:
+    """The row with tokens left out from the end of its longest text until it has `limit`, as tokenizers cut pairs.
+
+    Args:
+        row: of one text or two.
+        limit: how many tokens stay.
+        added: the tokens around texts, as `added_ids` gives them, which stay.
+    """
     ids = row["input_ids"]
     keep = np.ones(len(ids), dtype=bool)
-    is_text = ~np.isin(ids, np.asarray(special))
+    texts = _runs(~np.isin(ids, np.asarray(added)))
+    lengths = [len(text) for text in texts]
     for _ in range(len(ids) - limit):
-        runs = _runs(is_text & keep, keep)
-        if not runs:
+        # Of two that have come to the same length, the one that was longer keeps a token more.
+        longest = max(range(len(texts)), key=lambda at: (len(texts[at]), -lengths[at]), default=None)
+        if longest is None or not texts[longest]:
             break
-        keep[max(runs, key=len)[-1]] = False
-    return {
-        name: value[keep] if isinstance(value, np.ndarray) and len(value) == len(ids) else value
-        for name, value in row.items()
-    }
+        keep[texts[longest].pop()] = False
+    return keep_tokens(row, keep)
 
 
-def _runs(is_text: Any, keep: Any) -> list[list[int]]:
-    """The places of each text that still stand, in order."""
-    runs: list[list[int]] = []
-    inside = False
-    for at in np.flatnonzero(keep):
-        if is_text[at] and inside:
-            runs[-1].append(int(at))
-        elif is_text[at]:
-            runs.append([int(at)])
-        inside = bool(is_text[at])
-    return runs
+def keep_tokens(row: Row, keep: NDArray[Any]) -> Row:
+    """The row with some of its tokens, which a mask or their places say."""
+    return {name: value[keep] if name in _COLUMNS else value for name, value in row.items()}
+
+
+def _runs(is_text: Any) -> list[list[int]]:
+    """The places of each text, in order."""
+    places = np.flatnonzero(is_text)
+    parts = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
+    return [part.tolist() for part in parts]
 
 
 def pad_texts(rows: Sequence[Row], pad: int | None) -> dict[str, Tensor]:

@@ -81,7 +81,7 @@ def test_all_problems_come_at_once():
         ("task_type", "CAUSAL", "did you mean 'CAUSAL_LM'"),
         ("lora_r", 8, "is not a field of LoraConfig"),
         ("lora_aplha", 8, "did you mean 'lora_alpha'"),
-        ("target_parameters", ["experts"], "not supported yet"),
+        ("target_parameters", "experts", "a list of parameter names"),
         ("peft_type", "IA3", "is not LORA"),
     ],
 )

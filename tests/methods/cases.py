@@ -9,23 +9,27 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import T5ForConditionalGeneration
+from transformers import BertForMaskedLM, T5ForConditionalGeneration
 
 from tests.methods.models import (
     SIZES,  # noqa: F401  (other tests take all models from here)
     Net,
     Pixels,
+    Stacks,
     bert,
     bert_tokens,
     gpt2,
+    gpt_oss,
     llama,
     net,
     pixels,
+    qwen_moe,
+    stacks,
     t5,
 )
 
@@ -96,7 +100,14 @@ def lokr(name: str, build: Callable[[], nn.Module], **config) -> Case:
     return of("LOKR", name, build, **{"r": 1, **config})
 
 
+def tokens(name: str, build: Callable[[], nn.Module], **config) -> Case:
+    return of("TRAINABLE_TOKENS", name, build, **{"token_indices": [9, 1, 4], **config})
+
+
+tied_llama, masked_bert = partial(llama, tie_word_embeddings=True), partial(bert, BertForMaskedLM)
+HEAD_AND_EMBEDDINGS = ["embed_tokens", "lm_head"]
 Q, QV = ["q_proj"], ["q_proj", "v_proj"]
+EXPERTS = ["experts.down_proj", "experts.gate_up_proj"]
 CONVS: dict[str, Any] = {"target_modules": ["conv", "point"]}
 CASES = [
     lora("defaults", llama),
@@ -152,7 +163,90 @@ CASES = [
     lora("dora on an embedding", net, target_modules=["emb"], use_dora=True),
     lora("embedding and dropout", net, target_modules=["emb", "mid"], lora_dropout=0.3),
     lora("dora on an embedding, and dropout", net, target_modules=["emb"], use_dora=True, lora_dropout=0.3),
+    lora("tokens", llama, target_modules=Q, trainable_token_indices=[5, 2]),
+    lora("tokens of tied embeddings", tied_llama, target_modules=Q, trainable_token_indices=[5, 2]),
+    lora("tokens by module", llama, target_modules=Q, trainable_token_indices={"embed_tokens": [7]}),
+    lora(
+        "tokens of both",
+        llama,
+        target_modules=QV,
+        trainable_token_indices={"lm_head": [3, 8], "embed_tokens": [7]},
+    ),
+    lora(
+        "other tokens of a tied head",
+        tied_llama,
+        target_modules=Q,
+        trainable_token_indices={"embed_tokens": [7, 1], "lm_head": [3]},
+    ),
+    lora(
+        "the same tokens of a tied head",
+        tied_llama,
+        target_modules=Q,
+        trainable_token_indices={"embed_tokens": [7, 1], "lm_head": [7, 1]},
+    ),
+    lora("tokens of gpt2", gpt2, trainable_token_indices=[0, 2], fan_in_fan_out=True),
+    lora("tokens of t5", t5, task_type="SEQ_2_SEQ_LM", trainable_token_indices=[1, 10]),
+    lora("tokens and a head", bert, task_type="SEQ_CLS", trainable_token_indices=[6]),
+    lora("tokens, dora and dropout", llama, use_dora=True, lora_dropout=0.3, trainable_token_indices=[3, 2]),
+    lora("tokens and biases", llama, bias="all", trainable_token_indices=[3], keeps_base=False),
+    lora("tokens of an embedding", net, target_modules=["mid"], trainable_token_indices={"emb": [4, 0]}),
+    # PEFT forgets the bias of such a head.
+    lora("tokens of a head with a bias", masked_bert, trainable_token_indices=[4, 0], oracle=False),
+    lora(
+        "tied embeddings saved",
+        tied_llama,
+        target_modules=Q,
+        modules_to_save=["embed_tokens"],
+        ensure_weight_tying=True,
+    ),
+    lora(
+        "a tied head saved",
+        tied_llama,
+        target_modules=Q,
+        modules_to_save=["lm_head"],
+        ensure_weight_tying=True,
+    ),
+    lora("experts", qwen_moe, target_modules=[], target_parameters=EXPERTS),
+    lora("experts and attention", qwen_moe, target_modules=Q, target_parameters=EXPERTS[:1]),
+    lora(
+        "experts and a router", qwen_moe, target_modules=[], target_parameters=[*EXPERTS, "mlp.gate.weight"]
+    ),
+    lora("experts the other way round", gpt_oss, target_parameters=EXPERTS, use_rslora=True),
+    lora(
+        "experts, random",
+        gpt_oss,
+        target_modules=[],
+        target_parameters=EXPERTS[1:],
+        init_lora_weights=False,
+        silent=False,
+    ),
+    lora(
+        "ranks of parameters",
+        qwen_moe,
+        target_modules=Q,
+        target_parameters=EXPERTS,
+        rank_pattern={"experts.down_proj": 3, "q_proj": 1},
+        alpha_pattern={r".*\.1\..*gate_up_proj": 5},
+        oracle=False,  # PEFT looks for modules of such names, and warns that there are none
+    ),
+    lora(
+        "parameters of any module",
+        stacks,
+        target_modules=["inner"],
+        target_parameters=["matrix", "plain.stack", "stack"],
+        modules_to_save=["head"],
+        init_lora_weights="gaussian",
+    ),
+    lora("parameters", stacks, target_parameters=["plain.matrix", "stack"], modules_to_save=["head"]),
+    lora(
+        "a linear layer's parameter",
+        stacks,
+        target_parameters=["down.weight"],
+        bias="lora_only",
+        keeps_base=False,
+    ),
     adalora("defaults", llama),
+    adalora("tokens of tied embeddings", tied_llama, target_modules=Q, trainable_token_indices=[5, 2]),
     adalora("all linear", llama, target_modules="all-linear", init_r=4, target_r=2, lora_dropout=0.3),
     adalora("some layers", llama, target_modules=QV, layers_to_transform=[1], lora_alpha=3),
     adalora("random", llama, target_modules=QV, init_r=3, target_r=1, init_lora_weights=False, silent=False),
@@ -300,6 +394,19 @@ CASES = [
     of("SHIRA", "sequence classes", bert, task_type="SEQ_CLS", r=1),
     of("SHIRA", "conv1d of gpt2", gpt2, r=2, fan_in_fan_out=True, oracle=False),  # as with OFT
     of("SHIRA", "linear", net, target_modules=["mid"], r=3, modules_to_save=["head"]),
+    tokens("defaults", llama),
+    tokens("tied", tied_llama),
+    tokens("random", llama, init_weights=False, silent=False),
+    tokens("embeddings and head", llama, target_modules=HEAD_AND_EMBEDDINGS),
+    tokens("a tied head alone", tied_llama, target_modules=["lm_head"]),
+    tokens(
+        "tied, both named", tied_llama, target_modules=HEAD_AND_EMBEDDINGS, oracle=False
+    ),  # PEFT's is not tied
+    tokens("gpt2", gpt2),
+    tokens("t5", t5, task_type="SEQ_2_SEQ_LM"),
+    tokens("an encoder", bert),
+    tokens("a head with a bias", masked_bert, oracle=False),  # PEFT forgets the bias
+    tokens("an embedding", net, target_modules=["emb"]),
     of("VERA", "defaults", llama),
     of("VERA", "all linear", llama, target_modules="all-linear", r=4, vera_dropout=0.3, d_initial=0.4),
     of("VERA", "drawn again", llama, target_modules=["q_proj", "up_proj"], r=3, save_projection=False),
@@ -351,7 +458,7 @@ CASES = [
 def inputs(model: nn.Module) -> dict[str, torch.Tensor]:
     """Arguments for a case's model."""
     tokens = torch.arange(14).reshape(2, 7) % 11
-    if isinstance(model, Net | Pixels):
+    if isinstance(model, Net | Pixels | Stacks):
         return {"tokens": torch.arange(16).reshape(2, 8) % 11}
     if isinstance(model, T5ForConditionalGeneration):
         return {"input_ids": tokens, "decoder_input_ids": tokens}

@@ -12,9 +12,13 @@ from transformers import (
     BertForTokenClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -54,6 +58,39 @@ class Pixels(nn.Module):
         return self.head(self.point(self.conv(x).tanh()).tanh().mean((2, 3)))
 
 
+class Stack(nn.Module):
+    """Parameters that are in no linear layer, read in several ways: a matrix, and a stack of them either way round."""
+
+    def __init__(self, is_transposed: bool) -> None:
+        super().__init__()
+        self.is_transposed = is_transposed
+        self.matrix = nn.Parameter(torch.randn(8, 6))
+        self.stack = nn.Parameter(torch.randn(3, 6, 8) if is_transposed else torch.randn(3, 8, 6))
+        self.scale = nn.Parameter(torch.randn(6))
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        stack = self.stack if self.is_transposed else self.stack.transpose(1, 2)
+        mixed = torch.einsum("bi,eio->bo", self.inner(x * self.scale), stack)
+        return mixed + x @ stack[1] + nn.functional.linear(x, self.matrix)
+
+
+class Stacks(nn.Module):
+    """No Transformer, with such modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(11, 6)
+        self.plain = Stack(is_transposed=False)
+        self.turned = Stack(is_transposed=True)
+        self.down = nn.Linear(8, 6)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.emb(tokens).mean(1)
+        return self.head(self.turned(self.down(self.plain(x)).tanh()).tanh())
+
+
 SIZES: dict[str, Any] = {"vocab_size": 23, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
@@ -73,6 +110,26 @@ def llama(**changes: Any) -> nn.Module:
         "attention_bias": True,
     }
     return LlamaForCausalLM(LlamaConfig(**settings | changes))
+
+
+def stacks() -> nn.Module:
+    return Stacks()
+
+
+MOE = {"hidden_size": 8, "intermediate_size": 8, "num_key_value_heads": 1, "head_dim": 4}
+
+
+def qwen_moe() -> nn.Module:
+    """Four experts of which each token takes two; (experts, outputs, inputs)."""
+    experts = {"moe_intermediate_size": 8, "num_experts": 4, "num_experts_per_tok": 2}
+    # Transformers' faster ways take no float64.
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES, **MOE, **experts, experts_implementation="eager"))
+
+
+def gpt_oss() -> nn.Module:
+    """The same with biases; (experts, inputs, outputs)."""
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    return GptOssForCausalLM(GptOssConfig(**SIZES, **MOE, **experts, experts_implementation="eager"))
 
 
 def gpt2() -> nn.Module:

@@ -14,9 +14,9 @@ DIFFERENT = {"output_dir"}
 
 @pytest.fixture(scope="module")
 def theirs():
-    from transformers import TrainingArguments
+    from transformers import Seq2SeqTrainingArguments
 
-    return {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
+    return {field.name: field for field in dataclasses.fields(Seq2SeqTrainingArguments) if field.init}
 
 
 def test_every_field_is_either_honoured_or_refused(theirs):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from peftcli.errors import RecipeError
-from peftcli.run.claim import begin, check_changes, held, set_aside
+from peftcli.run.changes import check_changes, check_locked
+from peftcli.run.claim import begin, held, set_aside
 from peftcli.run.lock import Lock, write_lock
 from peftcli.train.state import find_checkpoint
 from tests.run.test_train import ENVIRONMENT, command, peftcli, project  # noqa: F401  (the fixture)
@@ -102,6 +103,42 @@ def test_another_adapter_or_base_is_no_resumption_and_other_changes_are_said(tmp
     write_lock(tmp_path, lock())
     with pytest.raises(RecipeError, match=r"recipe\.adapter\.r: 8, was 4; change it back"):
         check_changes(lock(adapter={"r": 8}), tmp_path, tmp_path, print)
+    changed = lock(training={"seed": 3})
+    with pytest.raises(RecipeError, match=r"recipe\.training\.seed: 3, was not set; .* --resume-anyway"):
+        check_changes(changed, tmp_path, tmp_path, print)
     said: list[str] = []
-    check_changes(lock(seed=3), tmp_path, tmp_path, said.append)
-    assert said == ["changed since the run began: recipe.seed: 3, was not set"]
+    check_changes(changed, tmp_path, tmp_path, said.append, anyway=True)
+    assert said == ["changed since the run began: recipe.training.seed: 3, was not set"]
+    with pytest.raises(RecipeError, match=r"recipe\.adapter\.r: 8"):
+        check_changes(lock(adapter={"r": 8}), tmp_path, tmp_path, print, anyway=True)
+
+
+def test_rows_that_were_only_moved_are_the_same_rows_and_others_are_not(tmp_path: Path) -> None:
+    def lock(path: str, digest: str) -> Lock:
+        source = {"path": path, "sha256": {path: digest}}
+        return Lock({"data": {"train": [{"path": path}]}}, {}, {"train_sources": [source]}, {})
+
+    write_lock(tmp_path, lock("a.jsonl", "1"))
+    check_changes(lock("b.jsonl", "1"), tmp_path, tmp_path, print)
+    with pytest.raises(RecipeError, match=r"sha256\.a\.jsonl: 2, was 1"):
+        check_changes(lock("a.jsonl", "2"), tmp_path, tmp_path, print, anyway=True)
+
+
+def test_a_locked_run_is_the_lock_beside_its_recipe_or_refused(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    lock = Lock({"training": {"seed": 1, "output_dir": "a"}}, {"fingerprint": "x"}, {}, {"torch": "2"})
+    with pytest.raises(RecipeError, match=r"there is no .*recipe\.lock\.yaml; copy"):
+        check_locked(lock, recipe)
+    write_lock(tmp_path, lock)
+    check_locked(lock, recipe)
+    moved = Lock({"training": {"seed": 1, "output_dir": "b"}}, {"fingerprint": "x"}, {}, {"torch": "2"})
+    check_locked(moved, recipe)
+    for other in (
+        Lock(lock.recipe, {"fingerprint": "y"}, {}, lock.versions),
+        Lock({"training": {"seed": 2, "output_dir": "a"}}, lock.base, {}, lock.versions),
+        Lock(lock.recipe, lock.base, {}, {"torch": "3"}),
+        Lock(lock.recipe, lock.base, {"train_sources": [{"sha256": {"a": "1"}}]}, lock.versions),
+        Lock(lock.recipe, lock.base, {}, lock.versions, "template"),
+    ):
+        with pytest.raises(RecipeError, match="--locked: this is not what"):
+            check_locked(other, recipe)

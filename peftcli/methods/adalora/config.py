@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 from peftcli.adapters import checks
 from peftcli.adapters.config import PeftType
 from peftcli.adapters.targeted import LayeredConfig
+from peftcli.adapters.token_config import TokensConfig
 
 # PEFT's defaults that are not LoRA's.
 TARGETS: dict[str, list[str]] = {
@@ -56,7 +57,7 @@ def _pattern(value: Any) -> str:
 
 
 @dataclass
-class AdaLoraConfig(LayeredConfig):
+class AdaLoraConfig(TokensConfig, LayeredConfig):
     """One AdaLoRA adapter: W x becomes W x + scaling · B E A x, E diagonal; training prunes what matters least of E."""
 
     target_r: int = field(default=8, metadata={"help": "the rank that layers have in the end, on average"})
@@ -99,7 +100,6 @@ class AdaLoraConfig(LayeredConfig):
         "alpha_pattern": {},
         "arrow_config": None,
         "corda_config": None,
-        "ensure_weight_tying": False,
         "eva_config": None,
         "kasa_config": None,
         "layer_replication": None,
@@ -112,7 +112,6 @@ class AdaLoraConfig(LayeredConfig):
         "qalora_group_size": 16,
         "runtime_config": {"ephemeral_gpu_offload": False},
         "target_parameters": None,
-        "trainable_token_indices": None,
         "use_bdlora": None,
         "use_dora": False,
         "use_qalora": False,
@@ -121,6 +120,7 @@ class AdaLoraConfig(LayeredConfig):
     }
     CHECKS: ClassVar[Mapping[str, checks.Check]] = {
         **LayeredConfig.CHECKS,
+        **TokensConfig.CHECKS,
         "target_r": checks.rank,
         "init_r": checks.rank,
         "tinit": _steps(0),

@@ -102,9 +102,7 @@ class AdaLoraLayer(AdapterLayer):
 
     def values(self, name: str) -> torch.Tensor:
         """E, scaled: (R, 1)."""
-        # PEFT's small number, which for a rank of 0 was to save the division.
-        scaled: torch.Tensor = self.lora_E[name] * (self.scaling[name] / (self.ranknum[name] + 1e-5))
-        return scaled
+        return scaled(self.lora_E[name], self.scaling[name], self.ranknum[name])
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         """Scaled B E A in the shape of the base layer's weight."""
@@ -135,6 +133,12 @@ class AdaLoraLayer(AdapterLayer):
 
     def __repr__(self) -> str:
         return f"adalora.{super().__repr__()}"
+
+
+def scaled(E_R1: torch.Tensor, scaling: float, ranknum: torch.Tensor | int) -> torch.Tensor:
+    """E as it multiplies; `ranknum` is the rank at the start."""
+    # PEFT's small number, which for a rank of 0 was to save the division.
+    return E_R1 * (scaling / (ranknum + 1e-5))
 
 
 class SVDLinear(AdaLoraLayer):

@@ -13,11 +13,12 @@ from transformers.pytorch_utils import Conv1D
 from peftcli.adapters.base import AdapterLayer, Site
 from peftcli.adapters.method import AddOptions, LayerMethod, settle_fan_in_fan_out
 from peftcli.adapters.naming import complain, similar
+from peftcli.adapters.updates import Product, Update
 from peftcli.adapters.walk import stack, walk
 from peftcli.errors import AdapterError
 from peftcli.methods.adalora.allocation import allocate, budget, mask, notice, orthogonality
 from peftcli.methods.adalora.config import AdaLoraConfig
-from peftcli.methods.adalora.layer import AdaLoraLayer, SVDConv2d, SVDLinear
+from peftcli.methods.adalora.layer import AdaLoraLayer, SVDConv2d, SVDLinear, scaled
 
 # What follows a layer's name in `rank_pattern`.
 _ENTRY = ".lora_E"
@@ -60,6 +61,20 @@ class AdaLoraMethod(LayerMethod):
         flags = _kept(config).get(site.name)
         rank = config.init_r if flags is None else sum(flags)
         layer.add(adapter_name, rank, config, autocast=options.autocast_adapter_dtype)
+
+    def update(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        config: AdaLoraConfig,
+        name: str,  # noqa: ARG002
+    ) -> Update | None:
+        """Scaled B E A."""
+        A, B, E = (tensors.get(part) for part in AdaLoraLayer.adapter_layer_names)
+        if A is None or B is None or E is None or not A.dim() == B.dim() == E.dim() == 2:
+            return None
+        if A.shape[0] != B.shape[1] or E.shape != (A.shape[0], 1):
+            return None
+        return Product(B * scaled(E, config.lora_alpha, config.init_r).T, A)
 
     def after_forward(self, tuner: Any, outputs: Any) -> Any:
         """With the penalty in the loss, where the model computed one."""

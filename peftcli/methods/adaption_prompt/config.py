@@ -37,9 +37,7 @@ class AdaptionPromptConfig(PeftConfig):
         "adapter_layers": checks.rank,
     }
 
-    def conflicts(self) -> list[tuple[str, str]]:
-        """A file of another method is not one of this."""
-        problems = super().conflicts()
-        if self.peft_type not in (None, self.METHOD):
-            problems.append(("peft_type", f"{checks.shown(self.peft_type)} is not {self.METHOD}"))
-        return problems
+    @property
+    def never_merges(self) -> str:
+        """It acts on what attention gives."""
+        return "stands beside attention"

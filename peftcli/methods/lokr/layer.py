@@ -10,9 +10,9 @@ arXiv:2309.14859.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
-from torch import nn
 
 from peftcli.adapters.lycoris import LycorisLayer, core_size, from_core
 from peftcli.methods.lokr.config import LoKrConfig
@@ -30,7 +30,6 @@ class LoKrLayer(LycorisLayer):
         "lokr_w2_b",
         "lokr_t2",
     )
-    lokr_t2: nn.ParameterDict
 
     def sizes(self, rank: int, config: LoKrConfig) -> dict[str, tuple[int, ...]]:
         """A matrix is of rank R where that is below half its longer side; the left one only if it is asked for."""
@@ -62,21 +61,23 @@ class LoKrLayer(LycorisLayer):
 
     def unscaled(self, name: str) -> torch.Tensor:
         """The places of a kernel stay together, behind the inputs that they belong to."""
-        left_PQ = self._whole("lokr_w1", name)
-        right = self._whole("lokr_w2", name)
-        return torch.kron(left_PQ, right.flatten(1))
-
-    def _whole(self, part: str, name: str) -> torch.Tensor:
-        """A matrix or kernel, which may be kept in factors."""
-        if name in getattr(self, part):
-            return self.tensor(part, name)
-        a, b = self.tensor(f"{part}_a", name), self.tensor(f"{part}_b", name)
-        if part == "lokr_w2" and name in self.lokr_t2:
-            return from_core(self.tensor("lokr_t2", name), a, b)
-        return a @ b
+        parts = {
+            part: self.tensor(part, name) for part in self.adapter_layer_names if name in getattr(self, part)
+        }
+        return torch.kron(*matrices(parts))
 
     def __repr__(self) -> str:
         return f"lokr.{super().__repr__()}"
+
+
+def matrices(parts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """w1 and w2, flat per output, from an adapter's tensors: either may be kept in factors."""
+    left_PQ = parts["lokr_w1"] if "lokr_w1" in parts else parts["lokr_w1_a"] @ parts["lokr_w1_b"]
+    if "lokr_w2" in parts:
+        return left_PQ, parts["lokr_w2"].flatten(1)
+    factors = parts["lokr_w2_a"], parts["lokr_w2_b"]
+    right = from_core(parts["lokr_t2"], *factors) if "lokr_t2" in parts else factors[0] @ factors[1]
+    return left_PQ, right.flatten(1)
 
 
 def factorized(size: int, factor: int) -> tuple[int, int]:

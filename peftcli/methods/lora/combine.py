@@ -18,6 +18,7 @@ from peftcli.adapters.base import AdapterLayer
 from peftcli.adapters.method import AddOptions
 from peftcli.adapters.saved_modules import ModulesToSaveWrapper
 from peftcli.adapters.targets import shortest
+from peftcli.adapters.tokens import TrainableTokensLayer
 from peftcli.adapters.walk import walk
 from peftcli.errors import AdapterError, did_you_mean
 from peftcli.methods.lora.arithmetic import ARITHMETICS
@@ -104,8 +105,13 @@ def _checked(
         )
     if kind not in COMBINATIONS:
         raise AdapterError(f"combination_type {kind!r} is unknown; {did_you_mean(kind, COMBINATIONS)}")
+    if any(config.target_parameters for config in configs):
+        raise AdapterError("adapters on parameters (target_parameters) cannot be combined")
     if any(config.use_dora for config in configs):
         raise AdapterError("adapters with DoRA are no sums; they cannot be combined")
+    training = [name for name, config in zip(adapters, configs, strict=True) if config.trains_tokens]
+    if len(training) > 1:
+        raise AdapterError(f"{', '.join(training)} each train tokens (trainable_token_indices)")
     for layer in tuner.layers():
         if isinstance(layer, ModulesToSaveWrapper):
             own = [name for name in adapters if name in layer.modules_to_save]
@@ -123,6 +129,7 @@ def _config(tuner: Any, adapters: Sequence[str], configs: Sequence[Any], rank: i
         if isinstance(site.module, AdapterLayer) and set(site.module.adapter_names()) & set(adapters)
     }
     whole = {name for config in configs for name in config.modules_to_save or ()}
+    tokens = [config.trainable_token_indices for config in configs if config.trains_tokens]
     return dataclasses.replace(
         configs[0],
         r=rank,
@@ -136,6 +143,8 @@ def _config(tuner: Any, adapters: Sequence[str], configs: Sequence[Any], rank: i
         layers_to_transform=None,
         layers_pattern=None,
         modules_to_save=sorted(whole) or None,
+        trainable_token_indices=tokens[0] if tokens else None,
+        ensure_weight_tying=any(config.ensure_weight_tying for config in configs),
     )
 
 
@@ -148,6 +157,9 @@ def _fill(
             for name in set(adapters) & set(layer.modules_to_save):
                 copied = layer.modules_to_save[name].state_dict()
                 layer.modules_to_save[adapter_name].load_state_dict(copied)
+        elif isinstance(layer, TrainableTokensLayer) and adapter_name in layer.token_indices:
+            for name in set(adapters) & set(layer.token_indices):
+                layer.trainable_tokens_delta[adapter_name].copy_(layer.trainable_tokens_delta[name])
         elif isinstance(layer, LoraLayer) and adapter_name in layer.r:
             parts = [
                 Part(*layer.factors(name), layer.scaling[name], weight)

@@ -29,11 +29,15 @@ def since(
     """
     if config.use_dora:
         raise AdapterError("an adapter with DoRA is no sum; it cannot be converted")
+    if config.target_parameters:
+        raise AdapterError("an adapter on parameters (target_parameters) cannot be converted")
     # The scaling is alpha / r, or alpha / sqrt(r): doubling r, it stays if alpha grows with that.
     grown = math.sqrt(2) if config.use_rslora else 2
     converted = dataclasses.replace(
         config,
         init_lora_weights=True,
+        corda_config=None,
+        lora_ga_config=None,
         r=2 * config.r,
         lora_alpha=grown * config.lora_alpha,
         rank_pattern={key: 2 * rank for key, rank in config.rank_pattern.items()},
@@ -56,6 +60,19 @@ def stacked(
         start = initial[key].to(tensor)
         result[key] = torch.cat([tensor, start], 0) if part in _A else torch.cat([tensor, -start], 1)
     return result
+
+
+def parted(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The tensors after training and before it, of an adapter that `since` made."""
+    trained, initial = dict(state), {}
+    for key, tensor in state.items():
+        part = next((part for part in key.split(".") if part in (*_A, *_B)), "")
+        if part in _A:
+            trained[key], initial[key] = tensor.chunk(2, 0)
+        elif part in _B:
+            trained[key], minus = tensor.chunk(2, 1)
+            initial[key] = -minus
+    return trained, initial
 
 
 def subtract_mutated_init(

@@ -81,6 +81,8 @@ def prepare_model_for_compiled_hotswap(
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     if not layers:
         raise AdapterError("the model has no LoRA layers; load the first adapter before")
+    if any(layer.parameter for layer in layers):
+        raise AdapterError("adapters on parameters (target_parameters) cannot be swapped")
     for layer in layers:
         device = weight_of(layer.get_base_layer()).device
         scaling: dict[str, Any] = layer.scaling
@@ -117,6 +119,14 @@ def _check(
     live: Mapping[str, torch.Tensor],
 ) -> None:
     old = tuner.peft_config[adapter_name]
+    if config.target_parameters or old.target_parameters:
+        raise AdapterError(
+            "adapters on parameters (target_parameters) cannot be swapped; load it under a name of its own"
+        )
+    if config.trains_tokens or old.trains_tokens:
+        raise AdapterError(
+            "adapters that train tokens (trainable_token_indices) cannot be swapped; load it under a name of its own"
+        )
     for field in ("peft_type", *_FIXED):
         if getattr(config, field) != getattr(old, field):
             raise AdapterError(

@@ -3,22 +3,65 @@
 With those (PiSSA, OLoRA) the adapter's file holds A and B as they are, and loading it takes the same part out of the
 base again, as PEFT does. It must be the same part: the random numbers that PiSSA's fast decomposition draws are
 therefore always the same.
+
+Where A and B were found beforehand (from data, or in the checkpoint that a run goes on from), they are handed over
+with the base's module that the adapter will be on.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from functools import cache
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from peftcli.adapters.base import Site
+from peftcli.adapters.method import Sample, bare
+from peftcli.adapters.patterns import by_pattern
 from peftcli.adapters.weights import HALF, base_weight, weight_of
+from peftcli.errors import AdapterError
+from peftcli.methods.lora.config import LoraConfig
+from peftcli.methods.lora.difference import parted
 
 if TYPE_CHECKING:
     from peftcli.methods.lora.layer import LoraLayer
+
+_HANDED_OVER = "lora_start"
+
+
+def rank_and_scaling(config: LoraConfig, name: str) -> tuple[int, float]:
+    """What the adapter will have on a layer."""
+    r = int(by_pattern(config.rank_pattern, name, config.r))
+    alpha = by_pattern(config.alpha_pattern, name, config.lora_alpha)
+    return r, alpha / (math.sqrt(r) if config.use_rslora else r)
+
+
+def hand_over(module: nn.Module, *factors: torch.Tensor) -> None:
+    """Leaves with a module of the base how the next adapter on it starts: A, or A and B."""
+    setattr(module, _HANDED_OVER, factors)
+
+
+def is_handed_over(module: nn.Module) -> bool:
+    """Whether something was left there."""
+    return _HANDED_OVER in vars(module)
+
+
+def taken_over(layer: LoraLayer, name: str) -> tuple[torch.Tensor, ...]:
+    """What was left with the layer's module, which is no longer there then; nothing where nothing was.
+
+    Raises:
+        AdapterError: where it is of another rank.
+    """
+    found: tuple[torch.Tensor, ...] = vars(layer.get_base_layer()).pop(_HANDED_OVER, ())
+    if found and found[0].shape != layer.factors(name)[0].shape:
+        raise AdapterError(
+            f"the adapter's start was found for rank {len(found[0])}, and here its rank is {layer.r[name]}; prepare "
+            "the model with the config that the adapter has"
+        )
+    return found
 
 
 class Start(ABC):
@@ -29,6 +72,10 @@ class Start(ABC):
     linear_only = False
     # The adapter does nothing before it is trained.
     silent = True
+    # The function that must have found it before there is an adapter.
+    prepared_by = ""
+    # An adapter that started so is for a base that is quantized.
+    fits_quantized = False
 
     @abstractmethod
     def start(self, layer: LoraLayer, name: str) -> None:
@@ -37,6 +84,21 @@ class Start(ABC):
     def problem(self, r: int) -> str:  # noqa: ARG002  (most starts take any rank)
         """Why an adapter of this rank cannot start so, or nothing."""
         return ""
+
+    def prepare(
+        self,
+        model: nn.Module,  # noqa: ARG002  (for starts that look at data)
+        sites: Sequence[Site],  # noqa: ARG002
+        config: LoraConfig,  # noqa: ARG002
+        sample: Sample,  # noqa: ARG002
+    ) -> str:
+        """Finds A and B of the layers, hands them over, and completes the config: see `Method.prepare`."""
+        return ""
+
+    def recall(  # noqa: B027  (most starts need no memory)
+        self, model: nn.Module, config: LoraConfig, saved: LoraConfig, state: Mapping[str, torch.Tensor]
+    ) -> None:
+        """The same from a checkpoint's adapter: see `Method.recall`."""
 
 
 class Kaiming(Start):
@@ -48,10 +110,10 @@ class Kaiming(Start):
             nn.init.zeros_(layer.lora_embedding_A[name])
             nn.init.normal_(layer.lora_embedding_B[name])
             return
-        self.fill(weight_of(layer.lora_A[name]))
+        self.fill(weight_of(layer.lora_A[name]), layer.r[name])
         nn.init.zeros_(weight_of(layer.lora_B[name]))
 
-    def fill(self, weight: torch.Tensor) -> None:
+    def fill(self, weight: torch.Tensor, rank: int) -> None:  # noqa: ARG002  (others need it)
         """A's values."""
         nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
 
@@ -59,9 +121,9 @@ class Kaiming(Start):
 class Gaussian(Kaiming):
     """A normal with standard deviation 1/r, B zero."""
 
-    def fill(self, weight: torch.Tensor) -> None:
-        """A's first dimension is the rank."""
-        nn.init.normal_(weight, std=1 / weight.shape[0])
+    def fill(self, weight: torch.Tensor, rank: int) -> None:
+        """Of the rank that is, not of the experts' together."""
+        nn.init.normal_(weight, std=1 / rank)
 
 
 class Random(Start):
@@ -105,8 +167,8 @@ class FromBase(Start):
     linear_only = True
 
     @abstractmethod
-    def parts(self, W_OI: torch.Tensor, r: int, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """A_RI and B_OR."""
+    def parts(self, W_OI: torch.Tensor, r: int, scaling: float) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """A_RI and B_OR; None to leave the base as it is."""
 
     def start(self, layer: LoraLayer, name: str) -> None:
         """The base layer gets a new parameter; a module that shared the old one keeps it."""
@@ -116,11 +178,42 @@ class FromBase(Start):
             return
         W_OI = layer.matrix(weight.float() if weight.dtype in HALF else weight)
         scaling = layer.scaling[name]
-        A_RI, B_OR = self.parts(W_OI, layer.r[name], scaling)
+        found = taken_over(layer, name) or self.parts(W_OI, layer.r[name], scaling)
+        if found is None:
+            Kaiming().start(layer, name)
+            return
+        A_RI, B_OR = (factor.to(W_OI) for factor in found)
         for factor, values in zip(layer.factors(name), (A_RI, B_OR), strict=True):
             factor.copy_(values)
         rest = layer.unmatrix(W_OI - scaling * (B_OR @ A_RI)).to(weight.dtype).contiguous()
         base.weight = nn.Parameter(rest, requires_grad=False)
+
+    def recall(
+        self,
+        model: nn.Module,
+        config: LoraConfig,  # noqa: ARG002
+        saved: LoraConfig,
+        state: Mapping[str, torch.Tensor],
+    ) -> None:
+        """A checkpoint's plain adapter holds the start beside what was trained."""
+        if saved.init_lora_weights is not True:  # with DoRA there is no plain adapter
+            return
+        _, start = parted(state)
+        for key, A_RI in start.items():
+            name, _, rest = key.removeprefix("base_model.model.").partition(".lora_A.")
+            if rest:
+                B_OR = start[key.replace(".lora_A.", ".lora_B.")]
+                hand_over(bare(model.get_submodule(name)), A_RI, B_OR)
+
+
+class FromRows(FromBase):
+    """A and B come from rows that were looked at beforehand.
+
+    An adapter that is loaded from a file leaves the base as it is: it is for one that was changed when it started.
+    """
+
+    def parts(self, W_OI: torch.Tensor, r: int, scaling: float) -> None:
+        """What was not found beforehand cannot be found now."""
 
 
 class Pissa(FromBase):
@@ -158,25 +251,3 @@ class Olora(FromBase):
         """R's rows and Q's columns; PEFT's OLoRA leaves the scaling on top."""
         Q_OK, R_KI = torch.linalg.qr(W_OI)
         return R_KI[:r], Q_OK[:, :r]
-
-
-STRATEGIES: dict[bool | str, Start] = {
-    True: Kaiming(),
-    False: Random(),
-    "gaussian": Gaussian(),
-    "orthogonal": Orthogonal(),
-    "olora": Olora(),
-    "pissa": Pissa(),
-}
-
-
-@cache
-def _fast_pissa(iterations: int) -> Pissa:
-    return Pissa(iterations)
-
-
-def strategy_of(init_lora_weights: bool | str) -> Start:
-    """The start that a config's `init_lora_weights` names; the config has checked it."""
-    if isinstance(init_lora_weights, str) and init_lora_weights.startswith("pissa_niter_"):
-        return _fast_pissa(int(init_lora_weights.rpartition("_")[2]))
-    return STRATEGIES[init_lora_weights]

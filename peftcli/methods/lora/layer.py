@@ -25,7 +25,7 @@ from peftcli.adapters.method import AddOptions
 from peftcli.adapters.weights import adapter_dtype, base_weight, exact, weight_of
 from peftcli.kernels.lora_linear import Weights, fused, without_gradient
 from peftcli.methods.lora.config import LoraConfig
-from peftcli.methods.lora.initial import STRATEGIES, strategy_of
+from peftcli.methods.lora.starts import STRATEGIES, strategy_of
 from peftcli.methods.lora.variants import VARIANTS, Variant
 
 
@@ -57,6 +57,8 @@ class LoraLayer(AdapterLayer):
     lora_variant: dict[str, Variant]
 
     takes_adapter_names = True
+    # The parameter of the base layer that adapters are on.
+    weight_name = "weight"
     is_linear = False
     # Whether dropout acts on the inputs; an embedding's are token ids.
     drops_inputs = True
@@ -108,8 +110,8 @@ class LoraLayer(AdapterLayer):
     def add(self, name: str, r: int, lora_alpha: float, config: LoraConfig, options: AddOptions) -> None:
         """Makes a new adapter of this rank."""
         base = self.get_base_layer()
-        weight = weight_of(base)
-        dtype = adapter_dtype(base, autocast=options.autocast_adapter_dtype)
+        weight = weight_of(base, self.weight_name)
+        dtype = adapter_dtype(base, self.weight_name, autocast=options.autocast_adapter_dtype)
         self.r[name], self.lora_alpha[name] = r, lora_alpha
         self.use_rslora[name], self.use_dora[name] = config.use_rslora, config.use_dora
         self.set_scale(name, 1.0)
@@ -117,7 +119,7 @@ class LoraLayer(AdapterLayer):
         self.lora_dropout[name] = nn.Dropout(config.lora_dropout) if drops else nn.Identity()
         self.lora_variant[name] = VARIANTS["dora" if config.use_dora else "plain"]
         self.make_factors(name, r, weight.device, dtype)
-        strategy = strategy_of(config.init_lora_weights)
+        strategy = strategy_of(config)
         if (
             strategy.linear_only and not self.is_linear
         ):  # only in files of PEFT, which starts such layers plainly
@@ -153,12 +155,12 @@ class LoraLayer(AdapterLayer):
 
     def merge_tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """The weight with these adapters in it, one after another as in `forward`."""
-        weight = base_weight(self.get_base_layer())
+        weight = base_weight(self.get_base_layer(), self.weight_name)
         W_OI = self.matrix(weight.to(exact(weight)))
         merged_OI = W_OI.clone()
         for name in names:
             merged_OI = self.lora_variant[name].merged(self, name, W_OI, merged_OI)
-        return {"weight": self.unmatrix(merged_OI).contiguous()}
+        return {self.weight_name: self.unmatrix(merged_OI).contiguous()}
 
     def adapter_tensors(self, name: str) -> Iterator[SavedTensor]:
         """As every layer's; DoRA's magnitudes are saved without the `.weight` that their module gives them."""

@@ -1,0 +1,61 @@
+"""`peftcli merge`: an adapter and its base as one plain model."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from peftcli.cli.terminal import say
+
+
+class Dtype(StrEnum):
+    """The types that weights are written in."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+def merge(
+    *,
+    adapter: Annotated[
+        Path, typer.Option("--adapter", metavar="DIR", help="The adapter's folder.", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="Where the model goes.", show_default=False)
+    ],
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="MODEL", help="Another base to merge into than the adapter names."),
+    ] = None,
+    dtype: Annotated[
+        Dtype, typer.Option("--dtype", help="The type to write the weights in; auto: the base's in training.")
+    ] = Dtype.AUTO,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Load what was written, and compare its outputs with the adapter's."),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a model that is in --output.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON on standard output.")
+    ] = False,
+) -> None:
+    """Merge an adapter into its base: a whole model that plain Transformers loads.
+
+    The sum is made in float64 where the weights are of half precision, and rounded once. Nothing is written where it
+    is not finite or, with --verify, where the model's outputs are not those of the adapter on its base (status 4).
+    """
+    from peftcli.run.merge import merge as run
+
+    merged = run(adapter, output, base_model=base, dtype=dtype, verify=verify, overwrite=overwrite, say=say)
+    if merged.drift is not None:
+        say(f"verified: {merged.drift.line()}")
+    say(f"wrote {merged.parameters:,} numbers in {merged.dtype}, {merged.size / 1e6:,.1f} MB")
+    print(json.dumps(merged.as_dict(), ensure_ascii=False, indent=2) if as_json else merged.output)

@@ -1,0 +1,1 @@
+"""Trainable tokens: some rows of the embeddings."""

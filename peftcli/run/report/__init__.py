@@ -1,0 +1,1 @@
+"""The work of `peftcli report`: runs' folders in, one HTML page out."""

@@ -1,0 +1,70 @@
+"""Tiny random bases, one for each task, in a folder with what turns inputs into tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import byte_tokenizer, tiny_llama
+
+
+def llama(folder: Path) -> None:
+    """A decoder, of bytes."""
+    tiny_llama().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+
+
+def tiny_mt5(vocabulary: int = 259, **settings: Any) -> Any:
+    """A random mT5, the same at every call; the ids of special tokens are the byte tokenizer's."""
+    import torch
+    from transformers import MT5Config, MT5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
+    tokens = {"pad_token_id": 256, "eos_token_id": 258, "decoder_start_token_id": 256}
+    config = MT5Config(vocab_size=vocabulary, **(sizes | tokens | {"dropout_rate": 0.0} | settings))
+    return MT5ForConditionalGeneration(config).eval()
+
+
+def tiny_bart(vocabulary: int = 259, **settings: Any) -> Any:
+    """A random BART, in the same way."""
+    import torch
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"d_model": 32, "max_position_embeddings": 128, "dropout": 0.0}
+    for half in ("encoder", "decoder"):
+        sizes |= {f"{half}_layers": 2, f"{half}_ffn_dim": 64, f"{half}_attention_heads": 4}
+    tokens: dict[str, Any] = {"pad_token_id": 256, "eos_token_id": 258, "decoder_start_token_id": 258}
+    tokens |= {"bos_token_id": None, "forced_eos_token_id": None}
+    return BartForConditionalGeneration(
+        BartConfig(vocab_size=vocabulary, **(sizes | tokens | settings))
+    ).eval()
+
+
+def ending_tokenizer() -> Any:
+    """The byte tokenizer, which ends each text as those of encoder-decoders do."""
+    from tokenizers import processors
+
+    tokenizer = byte_tokenizer(None)
+    end = (tokenizer.eos_token, tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end[0]}", special_tokens=[end]
+    )
+    return tokenizer
+
+
+def mt5(folder: Path) -> None:
+    """An encoder and a decoder, of bytes."""
+    tiny_mt5().save_pretrained(folder)
+    ending_tokenizer().save_pretrained(folder)
+
+
+MAKERS: dict[str, Callable[[Path], None]] = {"SEQ_2_SEQ_LM": mt5}
+
+
+def tiny_base_for(task_type: str, folder: Path) -> Path:
+    """Writes a base for the task into the folder, a decoder where the task has none of its own."""
+    MAKERS.get(task_type, llama)(folder)
+    return folder
