@@ -69,7 +69,7 @@ def kept(model: nn.Module, given: argparse.Namespace) -> float:
     """Megabytes that are kept for the backward pass, parameters left out."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     seen: dict[int, int] = {}
-    held: list[torch.Tensor] = []  # so that no memory is counted twice, or hidden by its successor
+    held: list[torch.Tensor] = []  # so that no memory is freed and used again before it is counted
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -79,8 +79,7 @@ def kept(model: nn.Module, given: argparse.Namespace) -> float:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        run_forward = model(inputs_embeds=torch.zeros(1, TOKENS, given.hidden, requires_grad=True))
-    del run_forward
+        model(inputs_embeds=torch.zeros(1, TOKENS, given.hidden, requires_grad=True))
     return sum(seen.values()) / 1e6
 
 

@@ -69,7 +69,7 @@ EVERY = [
 ]
 
 
-@pytest.mark.parametrize(("name", "experts", "action"), EVERY, ids=str)
+@pytest.mark.parametrize(("name", "experts", "action"), EVERY, ids=[each[0] for each in EVERY])
 def test_every_operation_gives_what_it_gives_with_the_sum(name: str, experts: tuple[int, ...], action: Any):
     results = []
     for kind in (UpdatedWeight, reference):

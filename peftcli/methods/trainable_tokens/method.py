@@ -41,8 +41,11 @@ class TrainableTokensMethod(LayerMethod):
         return super().problem(site, config, model)
 
     def companions(
-        self, sites: Sequence[Site], config: TrainableTokensConfig, model: nn.Module
-    ) -> list[Site]:  # noqa: ARG002
+        self,
+        sites: Sequence[Site],
+        config: TrainableTokensConfig,  # noqa: ARG002  (the protocol's signature)
+        model: nn.Module,
+    ) -> list[Site]:
         """With the input embeddings, what has their weight, such as a tied head."""
         embedding = embedding_site(model)
         if embedding is None or not any(site.module is embedding.module for site in sites):
