@@ -68,6 +68,7 @@ transcript: $(VENV)/.dev  ## run the quickstart and show what it prints in READM
 
 bench: $(VENV)/.dev  ## measure the adapter engine beside PEFT's
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/experts.py
 
 check: lint test  ## what CI runs
 

@@ -27,22 +27,6 @@ def tiny_mt5(vocabulary: int = 259, **settings: Any) -> Any:
     return MT5ForConditionalGeneration(config).eval()
 
 
-def tiny_bart(vocabulary: int = 259, **settings: Any) -> Any:
-    """A random BART, in the same way."""
-    import torch
-    from transformers import BartConfig, BartForConditionalGeneration
-
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"d_model": 32, "max_position_embeddings": 128, "dropout": 0.0}
-    for half in ("encoder", "decoder"):
-        sizes |= {f"{half}_layers": 2, f"{half}_ffn_dim": 64, f"{half}_attention_heads": 4}
-    tokens: dict[str, Any] = {"pad_token_id": 256, "eos_token_id": 258, "decoder_start_token_id": 258}
-    tokens |= {"bos_token_id": None, "forced_eos_token_id": None}
-    return BartForConditionalGeneration(
-        BartConfig(vocab_size=vocabulary, **(sizes | tokens | settings))
-    ).eval()
-
-
 def ending_tokenizer() -> Any:
     """The byte tokenizer, which ends each text as those of encoder-decoders do."""
     from tokenizers import processors

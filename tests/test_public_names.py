@@ -14,9 +14,12 @@ def test_every_public_name_but_the_version_has_its_counterpart_in_peft():
     import peft
     import peft.helpers
     import peft.optimizers
+    import peft.tuners.lora.config
+    import peft.tuners.lora.corda
     import peft.utils.hotswap
 
-    places = (peft, peft.helpers, peft.optimizers, peft.utils, peft.utils.hotswap)
+    lora = (peft.tuners.lora.config, peft.tuners.lora.corda)
+    places = (peft, peft.helpers, peft.optimizers, peft.utils, peft.utils.hotswap, *lora)
     names = [name for name in peftcli.__all__ if name != "__version__"]
     assert [name for name in names if not any(hasattr(place, name) for place in places)] == []
 

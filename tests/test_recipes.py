@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from peftcli.recipe.read import read_recipe
+from tests.bases import MAKERS, tiny_base_for
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -16,17 +17,21 @@ ELSEWHERE = {
     "adalora": ["adapter.tinit=0", "adapter.tfinal=1"],
     "qlora": ["quantization=null", "training.optim=adamw_torch"],
 }
+# Bases of another kind than the usual one.
+BASES = {"moe-experts": "tiny_experts"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_the_recipe_trains_two_steps(
-    path: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from peftcli.run.train import train
 
     monkeypatch.chdir(ROOT)
+    task = read_recipe(path).task_type
+    own = tiny_base_for(task, tmp_path / "base") if task in MAKERS else None
     overrides = [
-        f"base_model={tiny_base}",
+        f"base_model={own or request.getfixturevalue(BASES.get(path.stem, 'tiny_base'))}",
         f"training.output_dir={tmp_path / 'run'}",
         "training.max_steps=2",
         "training.logging_steps=1",

@@ -10,7 +10,8 @@ from peftcli.data.example import Example
 from peftcli.errors import DataError, RecipeError, did_you_mean, nearest
 from peftcli.registry import FORMATS, resolve
 
-# Names that other data sets give to the columns of `completion`: only for the hint where no format fits.
+# Names that other data sets give to the columns of these formats: only for the hint where no format fits.
+_ASKING = {"completion": ("prompt", "completion"), "pairs": ("source", "target")}
 _PROMPTS = ("question", "query", "source", "input", "problem", "instruction")
 _COMPLETIONS = ("answer", "response", "target", "output", "solution", "label", "category")
 
@@ -154,16 +155,18 @@ def guess_format(
         several = " and ".join(each.name for each, _ in fitting)
         raise DataError(f"the columns {_list(row)} fit {several}; set `type` to the one that is meant")
     raise DataError(
-        f"no format has the columns {_list(row)}{_suggestion(row)}; set `type` and `columns` ({listed})"
+        f"no format has the columns {_list(row)}{_suggestion(row, formats)}; set `type` and `columns` ({listed})"
     )
 
 
-def _suggestion(row: Mapping[str, Any]) -> str:
+def _suggestion(row: Mapping[str, Any], formats: Iterable[Format]) -> str:
     prompt = next((name for name in _PROMPTS if name in row), None)
     completion = next((name for name in _COMPLETIONS if name in row), None)
-    if prompt is None or completion is None:
+    name = next((each.name for each in formats if each.name in _ASKING), None)
+    if prompt is None or completion is None or name is None:
         return ""
-    return f"; perhaps `type: completion, columns: {{prompt: {prompt}, completion: {completion}}}`"
+    one, other = _ASKING[name]
+    return f"; perhaps `type: {name}, columns: {{{one}: {prompt}, {other}: {completion}}}`"
 
 
 def _missing(column: str, found: Format, row: Mapping[str, Any]) -> str:

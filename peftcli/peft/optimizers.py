@@ -214,4 +214,10 @@ def _factors(model: PeftModel) -> Iterator[tuple[nn.Parameter, nn.Parameter, flo
         if isinstance(module, AdapterLayer) and isinstance(getattr(layer, "lora_A", None), nn.ModuleDict):
             for name in layer.active_adapters:
                 if name in layer.lora_A:
-                    yield layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+                    down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+                    if module.parameter and len(down) != layer.r[name]:
+                        raise AdapterError(
+                            "LoRA-FA takes one pair of A and B a layer, and stacked parameters have several; "
+                            "leave target_parameters out"
+                        )
+                    yield down, up, layer.scaling[name]

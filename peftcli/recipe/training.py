@@ -201,6 +201,7 @@ OWN = (
     "early_stopping_threshold",
     "loraplus_lr_ratio",
     "loraplus_lr_embedding",
+    "on_nonfinite",
 )
 
 # Older names with today's: older.py translates them before the schema sees them. `warmup_ratio` becomes

@@ -22,7 +22,15 @@ METRICS, CURVES, CARD = "metrics.jsonl", "loss.svg", "README.md"
 # Any of these in a folder says that a run has been there.
 MARKS = ("adapter_config.json", LOCK_NAME, METRICS, "checkpoint-*")
 # What a new run takes away of an older one.
-LEFT = (*MARKS, "adapter_model.safetensors", "labels.json", CARD, CURVES, "abandoned-checkpoint-*")
+LEFT = (
+    *MARKS,
+    "adapter_model.safetensors",
+    "labels.json",
+    "report.html",
+    CARD,
+    CURVES,
+    "abandoned-checkpoint-*",
+)
 HELD = ".peftcli.lock"
 
 

@@ -36,6 +36,8 @@ class SequenceToSequence(Task):
     """The task of writing a target, token by token, of a source read as a whole."""
 
     task_type: ClassVar[str] = "SEQ_2_SEQ_LM"
+    # The Hub has no tag for encoder-decoders any more: they generate text like others.
+    pipeline_tag: ClassVar[str | None] = "text-generation"
     usage: ClassVar[str] = 'peftcli generate --adapter . --prompt "…"'
     counts_tokens: ClassVar[bool] = True
 

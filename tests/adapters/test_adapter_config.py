@@ -70,7 +70,7 @@ def test_all_problems_come_at_once():
         ("exclude_modules", [""], "module names only"),
         ("modules_to_save", "head", "a list of module names"),
         ("init_lora_weights", "pisa", "did you mean 'pissa'"),
-        ("init_lora_weights", "eva", "not supported yet"),
+        ("init_lora_weights", "mica", "not supported yet"),
         ("init_lora_weights", None, "must be true, false"),
         ("bias", "al", "none, all, lora_only"),
         ("use_dora", "yes", "true or false"),
@@ -126,9 +126,9 @@ def test_peft_reads_ours_without_a_word_and_ours_reads_peft_s(tmp_path: Path):
 
 
 def test_a_field_we_put_off_is_refused_when_it_says_something():
-    with pytest.raises(AdapterConfigError, match="eva_config: is not supported yet"):
-        from_dict({"peft_type": "LORA", "eva_config": {"rho": 2.0}})
-    assert isinstance(from_dict({"peft_type": "LORA", "eva_config": None, "loftq_config": {}}), LoraConfig)
+    with pytest.raises(AdapterConfigError, match="kasa_config: is not supported yet"):
+        from_dict({"peft_type": "LORA", "kasa_config": {"beta": 2.0}})
+    assert isinstance(from_dict({"peft_type": "LORA", "kasa_config": None, "loftq_config": {}}), LoraConfig)
 
 
 def test_an_unknown_field_is_passed_over_aloud_when_empty_and_refused_otherwise():

@@ -47,7 +47,7 @@ def test_json_is_written_either_way(adapter, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "words"),
+    "case",
     [
         (["run"], 2, "run is a folder, and no recipe; to check an adapter, say for what: --target"),
         (["run", "--target", "ollama"], 2, "--target"),
@@ -57,7 +57,8 @@ def test_json_is_written_either_way(adapter, capsys):
         (["run/adapter_config.json", "--target", "peft"], 4, "is a file"),
     ],
 )
-def test_a_mistake_is_one_line(adapter, capsys, monkeypatch, arguments, status, words):
+def test_a_mistake_is_one_line(adapter, capsys, monkeypatch, case):
+    arguments, status, words = case
     monkeypatch.chdir(adapter.parent)
     assert run(["check", *arguments]) == status
     error = capsys.readouterr().err

@@ -47,7 +47,7 @@ def test_json_is_alone_on_standard_output(adapter, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "words"),
+    "case",
     [
         (["--adapter", "nowhere", "--output", "new"], 4, "there is no folder"),
         (["--adapter", "run", "--output", "run"], 2, "not empty"),
@@ -56,7 +56,8 @@ def test_json_is_alone_on_standard_output(adapter, tmp_path, capsys):
         (["--adapter", "run"], 2, "--output"),
     ],
 )
-def test_what_cannot_be_merged_is_one_line(adapter, capsys, monkeypatch, arguments, status, words):
+def test_what_cannot_be_merged_is_one_line(adapter, capsys, monkeypatch, case):
+    arguments, status, words = case
     monkeypatch.chdir(adapter.parent)
     assert run(["merge", *arguments]) == status
     out, error = capsys.readouterr()

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from peftcli.data.columns import guess_format, load_format, select
-from peftcli.data.example import Chat, Completion, Instruction, Text
+from peftcli.data.example import Chat, Completion, Instruction, Pair, Text
 from peftcli.data.prepare import prepare
 from peftcli.errors import DataError, RecipeError
 from peftcli.registry import FORMATS
@@ -58,6 +58,7 @@ def test_each_format_reads_its_columns():
         "a", "c", "b"
     )
     assert read("chat", {"messages": user_and_assistant("a", "b")}) == Chat(user_and_assistant("a", "b"))
+    assert read("pairs", {"source": "a", "target": ""}) == Pair("a", "")
 
 
 def test_sharegpt_conversations_are_chats():
@@ -108,6 +109,8 @@ def test_columns_that_fit_no_format_are_refused_with_what_to_write():
     with pytest.raises(DataError) as caught:
         guess_format(NAMES, {"question": "a", "answer": "b"}, None)
     assert "`type: completion, columns: {prompt: question, completion: answer}`" in str(caught.value)
+    with pytest.raises(DataError, match=r"`type: pairs, columns: {source: question, target: answer}`"):
+        guess_format(["pairs"], {"question": "a", "answer": "b"}, None)
     assert "instruction {instruction, output, input?}" in str(caught.value)
     assert "chat {messages} or {conversations}" in str(caught.value)
 

@@ -30,6 +30,7 @@ from peftcli.methods.lora.parameters import ParamWrapper
 from peftcli.peft.base_state import get_base_model_state_dict
 from peftcli.peft.inject import inject_adapter_in_model
 from peftcli.peft.model import PeftModel, get_peft_model
+from peftcli.peft.optimizers import create_lorafa_optimizer
 from peftcli.peft.storage import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from tests.methods.cases import shake
 from tests.methods.models import MOE, SIZES, Stacks, gpt_oss, llama, qwen_moe, stacks
@@ -479,6 +480,8 @@ def test_what_peft_cannot_do_with_parameters_is_refused(tmp_path: Path):
         model.save_pretrained(tmp_path, path_initial_model_for_weight_conversion=tmp_path)
     with pytest.raises(AdapterError, match="a ParamWrapper layer of this method mixes no batches"):
         model(TOKENS, adapter_names=["default", "other"])
+    with pytest.raises(AdapterError, match="LoRA-FA takes one pair of A and B a layer"):
+        create_lorafa_optimizer(model, r=2, lora_alpha=6, lr=0.1)
 
 
 def test_offloaded_and_quantized_parameters_are_refused():

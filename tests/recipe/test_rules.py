@@ -19,6 +19,25 @@ REFUSED = [
         "data.train.type",
         "'chat' is not for SEQ_CLS; use one of: classification",
     ),
+    (
+        ["training.predict_with_generate=true"],
+        "training.predict_with_generate",
+        "has no meaning for CAUSAL_LM; leave it out",
+    ),
+    (
+        [
+            "task_type=SEQ_2_SEQ_LM",
+            "training.predict_with_generate=true",
+            "training.prediction_loss_only=true",
+        ],
+        "training.predict_with_generate",
+        "prediction_loss_only is on too",
+    ),
+    (
+        ["task_type=SEQ_2_SEQ_LM", "training.generation_num_beams=2"],
+        "training.generation_num_beams",
+        "does nothing without `predict_with_generate: true`",
+    ),
     (["data.streaming=true"], "data.streaming", "training.max_steps"),
     (["data.streaming=true", "training.max_steps=9", "data.eval=0.1"], "data.eval", "its own source"),
     (

@@ -14,12 +14,14 @@ import torch
 import transformers
 from rich.console import Console
 
+from peftcli.data.example import Pair
 from peftcli.errors import DivergedError, RecipeError
 from peftcli.methods.lora.config import LoraConfig
 from peftcli.peft.model import get_peft_model
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.training import Training
 from peftcli.run.lock import Lock
+from peftcli.tasks.seq2seq import SequenceToSequence
 from peftcli.train import step
 from peftcli.train.feed import MapFeed, pins_memory
 from peftcli.train.loop import train
@@ -27,6 +29,7 @@ from peftcli.train.model import trained_model
 from peftcli.train.optim import build_optimizer
 from peftcli.train.process import ddp_options, group_options, log_level, speaks, training_process
 from peftcli.train.sampler import Deal
+from tests.bases import ending_tokenizer, tiny_mt5
 from tests.train.tiny import (
     Net,
     NextToken,
@@ -579,6 +582,42 @@ def test_per_device_eval_batch_size(tmp_path):
 def test_prediction_loss_only(tmp_path):
     outcome = train(job(tmp_path, eval_strategy="epoch", prediction_loss_only=True))
     assert list(outcome.last_eval) == ["eval_loss"]
+
+
+def evaluated_pair(**changes):
+    """What an evaluation of one pair finds, and the GenerationConfigs that it was generated with."""
+    recipe = Recipe.model_validate(
+        {
+            "base_model": "base",
+            "task_type": "SEQ_2_SEQ_LM",
+            "adapter": {"peft_type": "LORA"},
+            "data": {"train": {"path": "unused.jsonl"}},
+            "training": {"output_dir": "out", **changes},
+        }
+    )
+    model = tiny_mt5()
+    task = SequenceToSequence(recipe, ending_tokenizer(), model.config)
+    configs, generate = [], model.generate
+    model.generate = lambda **given: configs.append(given["generation_config"]) or generate(**given)
+    with torch.no_grad():
+        found = task.metrics(model, task.collate(task.encode([Pair("ab", "ba")])[0]))
+    return found, configs
+
+
+@effect_of("predict_with_generate")
+def test_predict_with_generate():
+    plain, configs = evaluated_pair()
+    assert (plain.records, configs) == ([], [])
+    found, (config,) = evaluated_pair(predict_with_generate=True)
+    assert [target for _, target in found.records] == ["ba"]
+    assert (config.max_length, config.do_sample, config.num_beams) == (257, False, None)
+
+
+@effect_of("generation_max_length", "generation_num_beams")
+def test_generation_max_length_and_num_beams():
+    settings = {"generation_max_length": 5, "generation_num_beams": 3}
+    _, (config,) = evaluated_pair(predict_with_generate=True, **settings)
+    assert (config.max_length, config.num_beams) == (5, 3)
 
 
 # What is kept.
