@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any
 
 from peftcli.errors import AdapterConfigError, nearest
@@ -50,11 +51,22 @@ def check_adapter(document: Document, values: dict[str, Any]) -> None:
     for name in [name for name in fields if name in WRITTEN]:
         document.add(("adapter", name), WRITTEN[name])
         del fields[name]
+    config = resolve(METHODS, _meant(peft_type), what="peft_type")
     try:
-        resolve(METHODS, _meant(peft_type), what="peft_type")(**fields)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            config(**fields)
     except AdapterConfigError as error:
         for name, message in error.fields:
             document.add(("adapter", name), message)
+        return
+    for warning in said:
+        name, _, message = str(warning.message).partition(" ")
+        # What a file may say to no effect, a recipe may not.
+        if name in fields and message.startswith("does nothing"):
+            document.add(("adapter", name), f"{message}; leave it out")
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def _meant(peft_type: Any) -> str:

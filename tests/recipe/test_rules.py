@@ -143,6 +143,7 @@ REFUSED = [
     ),
     (["training.logging_steps=1.5"], "training.logging_steps", "a whole number of steps"),
     (["training.warmup_steps=2.5"], "training.warmup_steps", "a whole number of steps"),
+    (["adapter.eva_config={rho: 2.0}"], "adapter.eva_config", "does nothing without init_lora_weights: eva"),
     (["training.max_steps=0"], "training.max_steps", "at least 1, or -1"),
     (["training.optim=adamw"], "training.optim", "unknown optimizer 'adamw'; did you mean"),
     (["training.optim=lomo"], "training.optim", "is refused: it updates full weights"),
