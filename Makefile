@@ -20,6 +20,8 @@ help:  ## this list
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit("peftcli needs Python 3.11 or newer: make PYTHON=python3.11 …" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
+	@# The pip that comes with Python may be too old to build what has no wheel.
+	@$(PIP) --upgrade pip
 	@touch $@
 
 $(VENV)/.quickstart: $(VENV)/.created pyproject.toml constraints.txt

@@ -99,7 +99,7 @@ def test_no_problem_speaks_the_validator_s_own_language(problems):
         ("adapter.peft_type=POLY", "'POLY' is not supported; supported: LORA"),
         ("adapter.peft_type=lora", "'lora' is not supported; did you mean 'LORA'?"),
         ("adapter.peft_type=", "is missing; supported: LORA"),
-        ("adapter.eva_config={rho: 2}", "is not supported yet; remove it"),
+        ("adapter.kasa_config={beta: 2}", "is not supported yet; remove it"),
         ("adapter.base_model_name_or_path=x", "it is written by the run; say `base_model`"),
         ("adapter.task_type=SEQ_CLS", "is not the recipe's task_type, CAUSAL_LM"),
     ],
