@@ -144,11 +144,11 @@ class Inspection:
         if not self.layers:
             return []
         ordered = sorted(self.layers, key=lambda layer: -layer.norm)
-        shown = ordered if len(ordered) <= 2 * SHOWN else [*ordered[:SHOWN], None, *ordered[-SHOWN:]]
+        chosen = ordered if len(ordered) <= 2 * SHOWN else [*ordered[:SHOWN], None, *ordered[-SHOWN:]]
         of = "update" if self.is_update else "tensors"
         return [
             f"  {of:<8}  norm {self.norm:.4g} over {len(self.layers):,} layers",
-            *(f"    {layer.norm:<10.4g}{layer.name}" if layer else "    …" for layer in shown),
+            *(f"    {layer.norm:<10.4g}{layer.name}" if layer else "    …" for layer in chosen),
         ]
 
     def as_dict(self) -> dict[str, Any]:

@@ -234,8 +234,6 @@ def _expected(run: RunFolder, bare: BareBase) -> tuple[Any, Any, Any]:
     model = _adapted(run, bare).float().eval()
     inputs = sample_inputs(model.get_base_model())
     adapted = outputs(model, inputs)
-    with (
-        warnings.catch_warnings(action="ignore"),
-        model.disable_adapter(),
-    ):  # it says that trained biases stay
+    # It says that trained biases stay in place.
+    with warnings.catch_warnings(action="ignore"), model.disable_adapter():
         return inputs, outputs(model, inputs), adapted

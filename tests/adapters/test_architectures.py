@@ -197,7 +197,6 @@ UNBUILDABLE: dict[str, tuple[str, str]] = {
     ),
     "evolla": ("Transformers' auto class does not know its config", "Unrecognized configuration class"),
     "ibert": ("its linear layers are QuantLinear, which pass scales along", "no default for ibert"),
-    "inkling_mm_model": ("its audio tower needs SciPy", "No module named 'scipy'"),
     "kyutai_speech_to_text": ("it reads codes of sound", "must match the size"),
     "mra": ("without its CUDA kernel its attention is zero", "4 of 4 did not move"),
     "pi0": ("it moves a robot", "'state'"),
