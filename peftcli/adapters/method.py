@@ -258,6 +258,18 @@ class LayerMethod(Method):
         assert kind is not None  # `problem` was asked first
         return kind(site.module, *(getattr(tuner, name) for name in self.shared))
 
+    def add(
+        self,
+        layer: AdapterLayer,
+        site: Site,  # noqa: ARG002  (some methods ask where the layer is)
+        adapter_name: str,
+        config: Any,
+        options: AddOptions,
+    ) -> None:
+        """Makes a new adapter, of which the config says all."""
+        own: Any = layer  # one of `kinds`, which have an `add`
+        own.add(adapter_name, config, autocast=options.autocast_adapter_dtype)
+
     def kind(self, base: nn.Module) -> type[AdapterLayer] | None:
         """The layer for a module of the base model."""
         return next((layer for known, layer in self.kinds.items() if isinstance(base, known)), None)

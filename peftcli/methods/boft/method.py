@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from peftcli.adapters.base import AdapterLayer, Site
-from peftcli.adapters.method import AddOptions, bare, settle_fan_in_fan_out
+from peftcli.adapters.base import Site
+from peftcli.adapters.method import bare, settle_fan_in_fan_out
 from peftcli.adapters.rotation import RotationMethod, width
 from peftcli.methods.boft.config import BOFTConfig
 from peftcli.methods.boft.layer import BOFTLayer, Conv2d, Linear, blocks_of
@@ -46,15 +46,3 @@ class BOFTMethod(RotationMethod):
     def resolve(self, sites: Sequence[Site], config: BOFTConfig, others: Sequence[Any], strict: bool) -> None:  # noqa: ARG002
         """Sets fan_in_fan_out."""
         settle_fan_in_fan_out(sites, config)
-
-    def add(
-        self,
-        layer: AdapterLayer,
-        site: Site,  # noqa: ARG002
-        adapter_name: str,
-        config: BOFTConfig,
-        options: AddOptions,
-    ) -> None:
-        """Makes a new adapter."""
-        assert isinstance(layer, BOFTLayer)
-        layer.add(adapter_name, config, autocast=options.autocast_adapter_dtype)

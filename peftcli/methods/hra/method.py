@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from peftcli.adapters.base import AdapterLayer, Site
-from peftcli.adapters.method import AddOptions, bare
+from peftcli.adapters.base import Site
+from peftcli.adapters.method import bare
 from peftcli.adapters.rotation import RotationMethod, width
 from peftcli.methods.hra.config import HRAConfig
 from peftcli.methods.hra.layer import Conv2d, HRALayer, Linear, starts_in_pairs
@@ -41,15 +41,3 @@ class HRAMethod(RotationMethod):
                 "orthogonal reflections" if config.apply_GS else f"{config.r} reflections, an odd number,"
             )
             warnings.warn(f"{reason} cannot start in pairs: the new adapter changes the model", stacklevel=2)
-
-    def add(
-        self,
-        layer: AdapterLayer,
-        site: Site,  # noqa: ARG002
-        adapter_name: str,
-        config: HRAConfig,
-        options: AddOptions,
-    ) -> None:
-        """Makes a new adapter."""
-        assert isinstance(layer, HRALayer)
-        layer.add(adapter_name, config, autocast=options.autocast_adapter_dtype)

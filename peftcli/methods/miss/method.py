@@ -10,8 +10,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from peftcli.adapters.additive import features
-from peftcli.adapters.base import AdapterLayer, Site
-from peftcli.adapters.method import AddOptions, LayerMethod, bare
+from peftcli.adapters.base import Site
+from peftcli.adapters.method import LayerMethod, bare
 from peftcli.methods.miss.config import MissConfig
 from peftcli.methods.miss.layer import MissLayer
 
@@ -44,15 +44,3 @@ class MissMethod(LayerMethod):
                 f"mini_r {config.mini_r} has no effect without init_weights: mini",
                 stacklevel=2,
             )
-
-    def add(
-        self,
-        layer: AdapterLayer,
-        site: Site,  # noqa: ARG002
-        adapter_name: str,
-        config: MissConfig,
-        options: AddOptions,
-    ) -> None:
-        """Makes a new adapter."""
-        assert isinstance(layer, MissLayer)
-        layer.add(adapter_name, config, autocast=options.autocast_adapter_dtype)

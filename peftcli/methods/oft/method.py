@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from peftcli.adapters.base import AdapterLayer, Site
-from peftcli.adapters.method import AddOptions, bare, settle_fan_in_fan_out
+from peftcli.adapters.base import Site
+from peftcli.adapters.method import bare, settle_fan_in_fan_out
 from peftcli.adapters.rotation import RotationMethod, width
 from peftcli.methods.oft.config import OFTConfig
 from peftcli.methods.oft.layer import Conv2d, Embedding, Linear, OFTLayer, OFTRotation, blocks_of
@@ -50,18 +50,6 @@ class OFTMethod(RotationMethod):
                 f"{f' (and of {len(odd) - 1} more layers)' if len(odd) > 1 else ''}; the nearest that does is taken",
                 stacklevel=2,
             )
-
-    def add(
-        self,
-        layer: AdapterLayer,
-        site: Site,  # noqa: ARG002
-        adapter_name: str,
-        config: OFTConfig,
-        options: AddOptions,
-    ) -> None:
-        """Makes a new adapter."""
-        assert isinstance(layer, OFTLayer)
-        layer.add(adapter_name, config, autocast=options.autocast_adapter_dtype)
 
     def after_step(self, tuner: Any, step: int, total_steps: int | None = None) -> None:  # noqa: ARG002
         """Constrained OFT is descent with a projection after each step."""

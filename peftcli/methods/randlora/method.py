@@ -9,9 +9,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from peftcli.adapters.base import AdapterLayer, Site
 from peftcli.adapters.buffers import BufferDict
-from peftcli.adapters.method import AddOptions
 from peftcli.adapters.projected import ProjectedMethod
 from peftcli.errors import AdapterError
 from peftcli.methods.randlora.config import RandLoraConfig
@@ -40,18 +38,6 @@ class RandLoraMethod(ProjectedMethod):
             A = _ternary((config.r, 1, smaller), sparsity, generator)
             B = _ternary((larger, bases, config.r), sparsity, generator)
         return A / A.std(), B / B.std()
-
-    def add(
-        self,
-        layer: AdapterLayer,
-        site: Site,  # noqa: ARG002
-        adapter_name: str,
-        config: RandLoraConfig,
-        options: AddOptions,
-    ) -> None:
-        """Makes a new adapter."""
-        assert isinstance(layer, Linear)
-        layer.add(adapter_name, config, autocast=options.autocast_adapter_dtype)
 
     def unpacked(
         self,

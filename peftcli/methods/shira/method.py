@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from peftcli.adapters.base import AdapterLayer, Site
-from peftcli.adapters.method import AddOptions, LayerMethod, bare, settle_fan_in_fan_out
+from peftcli.adapters.base import Site
+from peftcli.adapters.method import LayerMethod, bare, settle_fan_in_fan_out
 from peftcli.methods.shira.config import ShiraConfig
 from peftcli.methods.shira.layer import ShiraLayer, sizes
 
@@ -40,15 +40,3 @@ class ShiraMethod(LayerMethod):
     ) -> None:
         """Sets fan_in_fan_out."""
         settle_fan_in_fan_out(sites, config)
-
-    def add(
-        self,
-        layer: AdapterLayer,
-        site: Site,  # noqa: ARG002
-        adapter_name: str,
-        config: ShiraConfig,
-        options: AddOptions,
-    ) -> None:
-        """Makes a new adapter."""
-        assert isinstance(layer, ShiraLayer)
-        layer.add(adapter_name, config, autocast=options.autocast_adapter_dtype)

@@ -10,7 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from peftcli.adapters.additive import features
-from peftcli.adapters.base import AdapterLayer, Site
+from peftcli.adapters.base import Site
 from peftcli.adapters.method import AddOptions, LayerMethod, bare, settle_fan_in_fan_out
 from peftcli.adapters.walk import stack, walk
 from peftcli.adapters.weights import adapter_dtype, weight_of
@@ -88,18 +88,6 @@ class VBLoRAMethod(LayerMethod):
         )
         bound = config.init_vector_bank_bound
         tuner.vblora_vector_bank[adapter_name] = nn.Parameter(bank_NL.uniform_(-bound, bound))
-
-    def add(
-        self,
-        layer: AdapterLayer,
-        site: Site,  # noqa: ARG002
-        adapter_name: str,
-        config: VBLoRAConfig,
-        options: AddOptions,
-    ) -> None:
-        """Makes a new adapter."""
-        assert isinstance(layer, Linear)
-        layer.add(adapter_name, config, autocast=options.autocast_adapter_dtype)
 
     def packed(
         self,

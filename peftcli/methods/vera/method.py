@@ -8,9 +8,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from peftcli.adapters.base import AdapterLayer, Site
 from peftcli.adapters.buffers import BufferDict
-from peftcli.adapters.method import AddOptions
 from peftcli.adapters.projected import ProjectedMethod
 from peftcli.methods.vera.config import VeraConfig
 from peftcli.methods.vera.layer import Linear
@@ -32,15 +30,3 @@ class VeraMethod(ProjectedMethod):
         for projection in (A_RI, B_OR):
             nn.init.kaiming_uniform_(projection, generator=generator)
         return A_RI, B_OR
-
-    def add(
-        self,
-        layer: AdapterLayer,
-        site: Site,  # noqa: ARG002
-        adapter_name: str,
-        config: VeraConfig,
-        options: AddOptions,
-    ) -> None:
-        """Makes a new adapter."""
-        assert isinstance(layer, Linear)
-        layer.add(adapter_name, config, autocast=options.autocast_adapter_dtype)
