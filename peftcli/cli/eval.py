@@ -30,7 +30,8 @@ def eval_(
 
     The recipe's gates are applied to the adapter's metrics; a gate that fails ends with status 6.
     """
-    from peftcli.run.evaluate import enforce_gates, evaluate
+    from peftcli.run.evaluate import evaluate
+    from peftcli.run.verdicts import enforce
 
     comparison = evaluate(adapter, data, batch_size=batch_size, say=say)
     if not comparison.is_first:
@@ -39,4 +40,4 @@ def eval_(
         print(json.dumps(comparison.as_dict(), ensure_ascii=False))
     else:
         print("\n".join(comparison.lines()))
-    enforce_gates(comparison)
+    enforce(comparison.gates, comparison.adapter)

@@ -66,8 +66,8 @@ def train(  # noqa: PLR0917  (typer's options, each called by its name)
     if smoke:
         _smoke(run, as_json=as_json)
         return
-    from peftcli.run.train import enforce
     from peftcli.run.train import train as train_recipe
+    from peftcli.run.verdicts import enforce
 
     trained = train_recipe(
         run,
@@ -83,7 +83,7 @@ def train(  # noqa: PLR0917  (typer's options, each called by its name)
         print(json.dumps(trained.as_dict(), ensure_ascii=False))
     else:
         print(trained.output_dir)
-    enforce(trained)
+    enforce(trained.gates, trained.outcome.last_eval, where=f"; the adapter is in {trained.output_dir}")
 
 
 def _smoke(recipe: Recipe, *, as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from accelerate import Accelerator
 
 from peftcli.data.prepare import MapRows, prepare, prepare_rows
 from peftcli.data.report import SourceReport
-from peftcli.errors import GateError, RecipeError
-from peftcli.recipe.gates import parse_gate
+from peftcli.errors import RecipeError
 from peftcli.run.adapted import Adapted, open_adapted
+from peftcli.run.verdicts import judge
 from peftcli.train.evaluate import evaluate as run_evaluation
 from peftcli.train.failures import memory_errors
 from peftcli.train.feed import eval_batches
@@ -83,7 +83,7 @@ def evaluate(folder: Path, data: str | None, *, batch_size: int | None = None, s
         with adapted.model.disable_adapter():
             bare = _measure(adapted, rows, settings, accelerator)
         is_first = bool(accelerator.is_main_process)
-    return Comparison(folder, len(rows), found, bare, judged(adapted.recipe.gates or {}, found), is_first)
+    return Comparison(folder, len(rows), found, bare, judge(adapted.recipe.gates, found), is_first)
 
 
 def _measure(adapted: Adapted, rows: MapRows, settings: Any, accelerator: Accelerator) -> dict[str, float]:
@@ -140,33 +140,3 @@ def _compare_files(adapted: Adapted, reports: list[SourceReport], say: Say) -> N
         for name, digest in report.sha256.items():
             if before.get(name, digest) != digest:
                 say(f"warning: {name} has changed since the adapter was trained: these are other rows")
-
-
-def judged(gates: Mapping[str, str], metrics: Mapping[str, float]) -> dict[str, bool]:
-    """Which gates hold.
-
-    Raises:
-        RecipeError: a gate names a metric that was not evaluated.
-    """
-    verdicts = {}
-    for metric, text in gates.items():
-        if metric not in metrics:
-            known = ", ".join(sorted(metrics)) or "none"
-            raise RecipeError(f"gates.{metric}: it was not evaluated; evaluated are: {known}")
-        verdicts[f"{metric} {text}"] = parse_gate(metric, text).holds(metrics[metric])
-    return verdicts
-
-
-def enforce_gates(comparison: Comparison) -> None:
-    """Ends an evaluation whose gates failed.
-
-    Raises:
-        GateError: naming each, with the value that was reached.
-    """
-    failed = [
-        f"{gate}, but it is {comparison.adapter[gate.split()[0]]:.6g}"
-        for gate, holds in comparison.gates.items()
-        if not holds
-    ]
-    if failed:
-        raise GateError(f"gate failed: {'; '.join(failed)}")

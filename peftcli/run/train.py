@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
-from peftcli.errors import GateError, RecipeError
+from peftcli.errors import RecipeError
 from peftcli.files import write_text
 from peftcli.peft.model import PeftModel, get_peft_model
 from peftcli.recipe.adapter import adapter_config
-from peftcli.recipe.gates import parse_gate
 from peftcli.recipe.schema import Recipe
 from peftcli.run.card import CardFacts, write_card
 from peftcli.run.changes import check_changes, check_locked
@@ -26,6 +25,7 @@ from peftcli.run.curves import loss_svg
 from peftcli.run.inputs import Inputs, Say, read_inputs
 from peftcli.run.lock import Lock, make_lock, write_lock
 from peftcli.run.start import find_start, load_adapter, save_adapter, starting_point
+from peftcli.run.verdicts import judge
 from peftcli.train.loop import Job, Outcome
 from peftcli.train.loop import train as run_loop
 
@@ -119,7 +119,7 @@ def train(
                         "the adapter began with a part of the base; it is saved as a plain one for the base as it was"
                     )
                 _write_reports(folder, recipe, inputs, outcome, parameters)
-    return Trained(folder, outcome, parameters, judge(recipe, outcome), is_first)
+    return Trained(folder, outcome, parameters, judge(recipe.gates, outcome.last_eval), is_first)
 
 
 @contextmanager
@@ -231,33 +231,3 @@ def _write_reports(
         usage=inputs.task.usage,
     )
     write_card(folder, recipe, facts)
-
-
-def judge(recipe: Recipe, outcome: Outcome) -> dict[str, bool]:
-    """Which gates hold after the last evaluation.
-
-    Raises:
-        RecipeError: a gate names a metric that was not evaluated.
-    """
-    verdicts = {}
-    for metric, text in (recipe.gates or {}).items():
-        if metric not in outcome.last_eval:
-            known = ", ".join(sorted(outcome.last_eval)) or "none"
-            raise RecipeError(f"gates.{metric}: it was not evaluated; evaluated are: {known}")
-        verdicts[f"{metric} {text}"] = parse_gate(metric, text).holds(outcome.last_eval[metric])
-    return verdicts
-
-
-def enforce(trained: Trained) -> None:
-    """Ends a run whose gates failed.
-
-    Raises:
-        GateError: naming each gate that failed, with the value that was reached.
-    """
-    failed = [
-        f"{gate}, but it is {trained.outcome.last_eval[gate.split()[0]]:.6g}"
-        for gate, holds in trained.gates.items()
-        if not holds
-    ]
-    if failed:
-        raise GateError(f"gate failed: {'; '.join(failed)}; the adapter is in {trained.output_dir}")
