@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
 CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+# What stands before the base's names in an adapter's file.
+PREFIX = "base_model.model."
 
 
 class TaskType(StrEnum):

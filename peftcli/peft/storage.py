@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from peftcli.adapters.config import CONFIG_NAME, PeftConfig
+from peftcli.adapters.config import CONFIG_NAME, PREFIX, WEIGHTS_NAME, PeftConfig
 from peftcli.adapters.engine import AdaptedModel
 from peftcli.adapters.meta import materialise
 from peftcli.adapters.prompted import PromptedModel
@@ -24,8 +24,6 @@ from peftcli.files import write_tensors
 from peftcli.hub import HubOptions, fetch
 from peftcli.peft.trainer import apart
 
-WEIGHTS_NAME = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 _PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "pytorch_model.bin")
 
 SaveEmbeddings = bool | Literal["auto"]

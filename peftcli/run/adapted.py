@@ -16,7 +16,7 @@ from peftcli.errors import ModelError
 from peftcli.models.load import Base, load_config, resolve_base
 from peftcli.peft.model import PeftModel
 from peftcli.recipe.schema import Recipe, Source
-from peftcli.run.folder import RunFolder, open_run
+from peftcli.run.folder import RunFolder, open_run, warn_of_another_base
 from peftcli.run.lock import LOCK_NAME, Lock, read_lock
 from peftcli.tasks.base import Task
 
@@ -54,8 +54,7 @@ def open_adapted(folder: Path, say: Say) -> Adapted:
         )
     recipe = recipe_of(folder, lock, run)
     base = resolve_base(run.base_model, run.revision, say=say)
-    if run.base_fingerprint not in {None, base.fingerprint}:
-        say(f"warning: {base.name} is not what the adapter was trained on: its content has changed since")
+    warn_of_another_base(run, base, say)
     task = task_of(recipe, run, base, say)
     # A head that the base does not bring is drawn as it was for training: the bare base has that one.
     set_seed(recipe.training.seed)

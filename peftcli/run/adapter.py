@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from peftcli.adapters.config import CONFIG_NAME, PeftConfig, from_dict, read_json
+from peftcli.adapters.config import CONFIG_NAME, WEIGHTS_NAME, PeftConfig, from_dict, read_json
 from peftcli.errors import AdapterError
 from peftcli.run.folder import require_adapter
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHTS_NAME = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 # PEFT's and other tools' older files, which PyTorch reads by running what they say.
 PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "pytorch_model.bin")
 

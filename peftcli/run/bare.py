@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from peftcli.adapters.config import PeftConfig, TaskType
+from peftcli.adapters.config import PREFIX, PeftConfig, TaskType
 from peftcli.errors import ModelError
 from peftcli.models.load import Base, Loaded, load_config, load_model
 from peftcli.peft.auto import AutoPeftModel, resize_embeddings
 from peftcli.peft.model import BY_TASK
 from peftcli.run.adapted import recipe_of, task_of
-from peftcli.run.adapter import PREFIX, read_adapter
+from peftcli.run.adapter import read_adapter
 from peftcli.run.folder import RunFolder
 from peftcli.run.lock import Lock, read_lock
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from peftcli.adapters.config import CONFIG_NAME
 from peftcli.errors import ModelError, nearest
 from peftcli.run.lock import LOCK_NAME, Lock, read_lock
 
-CONFIG_NAME = "adapter_config.json"
+if TYPE_CHECKING:
+    from peftcli.models.load import Base
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -67,6 +70,12 @@ def open_run(folder: Path) -> RunFolder:
     config = _read_config(folder / CONFIG_NAME)
     lock = read_lock(folder)
     return _from_config(folder, config) if lock is None else _from_lock(folder, lock, config)
+
+
+def warn_of_another_base(run: RunFolder, base: Base, say: Callable[[str], object]) -> None:
+    """Says where the base that was found is not the one that the adapter was trained on."""
+    if run.base_fingerprint not in {None, base.fingerprint}:
+        say(f"warning: {base.name} is not what the adapter was trained on: its content has changed since")
 
 
 def require_adapter(folder: Path) -> None:

@@ -19,7 +19,7 @@ from peftcli.data.prompt import Prompt, prompt_ids
 from peftcli.data.tokens import token_ids
 from peftcli.errors import DataError, MemoryLimitError, ModelError, RecipeError
 from peftcli.models.load import Base, load_config, load_model, resolve_base
-from peftcli.run.folder import RunFolder, open_run
+from peftcli.run.folder import RunFolder, open_run, warn_of_another_base
 from peftcli.run.sampling import Sampling
 from peftcli.run.stream import Stream, whole_characters
 from peftcli.tasks.base import Task
@@ -182,7 +182,7 @@ def open_generator(
     """
     run = open_run(folder)
     base = resolve_base(run.base_model, run.revision, say=say)
-    _warn_of_another_base(run, base, say)
+    warn_of_another_base(run, base, say)
     config = load_config(base, trust_remote_code=run.trust_remote_code)
     task = _task(run, config)
     tokenizer = _tokenizer(run, base, task, say)
@@ -211,11 +211,6 @@ def _task(run: RunFolder, config: Any) -> type[Task]:
             f"this adapter's task is {run.task_type}, which does not generate text; use `peftcli predict`"
         )
     return found
-
-
-def _warn_of_another_base(run: RunFolder, base: Base, say: Say) -> None:
-    if run.base_fingerprint not in {None, base.fingerprint}:
-        say(f"warning: {base.name} is not what the adapter was trained on: its content has changed since")
 
 
 def _tokenizer(run: RunFolder, base: Base, task: type[Task], say: Say) -> Any:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peftcli.adapters.config import PeftConfig
+from peftcli.adapters.config import PREFIX, PeftConfig
 from peftcli.adapters.method import Method
 from peftcli.adapters.updates import Update
 from peftcli.errors import AdapterError
 from peftcli.registry import ENGINES, resolve
-from peftcli.run.adapter import PREFIX, Adapter, is_finite, read_adapter
+from peftcli.run.adapter import Adapter, is_finite, read_adapter
 
 if TYPE_CHECKING:
     from torch import Tensor

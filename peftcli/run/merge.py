@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from peftcli.adapters.config import PeftConfig
+from peftcli.adapters.config import CONFIG_NAME, PeftConfig
 from peftcli.data.chat import load_template
 from peftcli.errors import AdapterError, ModelError, RecipeError
 from peftcli.files import replacing_folder
@@ -27,7 +27,7 @@ from peftcli.peft.model import PeftModel
 from peftcli.peft.storage import read_config
 from peftcli.run.bare import BareBase, bare_base
 from peftcli.run.drift import Drift, drift, outputs, sample_inputs
-from peftcli.run.folder import CONFIG_NAME, RunFolder, open_run
+from peftcli.run.folder import RunFolder, open_run, warn_of_another_base
 
 Say = Callable[[str], object]
 
@@ -104,8 +104,7 @@ def merge(
     base = resolve_base(run.base_model, run.revision, say=say)
     if place == Path(base.path).resolve():
         raise RecipeError("--output is the base's own folder; name another")
-    if run.base_fingerprint not in {None, base.fingerprint}:
-        say(f"warning: {base.name} is not what the adapter was trained on: its content has changed since")
+    warn_of_another_base(run, base, say)
     bare = bare_base(run, base, config, say)
     with _writing(output), replacing_folder(place) as temporary:
         parameters, written = _write_model(run, bare, config, dtype, temporary)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peftcli.adapters.config import CONFIG_NAME, WEIGHTS_NAME
 from peftcli.errors import AdapterError
 from peftcli.hub import check_name
 from peftcli.hub import upload as upload_files
-from peftcli.run.folder import CONFIG_NAME, open_run
+from peftcli.run.folder import open_run
 from peftcli.run.lock import LOCK_NAME
 
-WEIGHTS_NAME = "adapter_model.safetensors"
 CARD_NAME = "README.md"
 
 UPLOADED = (

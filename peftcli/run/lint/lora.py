@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from peftcli.adapters.config import PeftConfig
+from peftcli.adapters.config import PREFIX, PeftConfig
 from peftcli.adapters.patterns import by_pattern
 from peftcli.errors import AdapterConfigError
 from peftcli.registry import METHODS, resolve
-from peftcli.run.adapter import PREFIX, Adapter, Head
+from peftcli.run.adapter import Adapter, Head
 from peftcli.run.lint.finding import Finding, merging
 
 # What the tensors of a pair are called within a layer: on linear layers and convolutions, and on embeddings.

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-from peftcli.adapters.config import PeftConfig
+from peftcli.adapters.config import PREFIX, PeftConfig
 from peftcli.registry import METHODS, resolve
-from peftcli.run.adapter import PREFIX, Adapter
+from peftcli.run.adapter import Adapter
 from peftcli.run.lint.base import base_findings, gguf_file, servable
 from peftcli.run.lint.finding import Finding, Target
 from peftcli.run.lint.lora import lora_findings

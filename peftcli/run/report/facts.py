@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peftcli.adapters.config import CONFIG_NAME, WEIGHTS_NAME
 from peftcli.errors import ModelError, RecipeError
 from peftcli.run.card import CARD_NAME
-from peftcli.run.folder import CONFIG_NAME
 from peftcli.run.lock import LOCK_NAME, Lock, read_lock
 from peftcli.run.report.history import METRICS, History, read_history
 from peftcli.run.verdicts import Verdict, verdicts
 
-WEIGHTS_NAME = "adapter_model.safetensors"
 CHECKPOINT_MARK, HELD_MARK = "trainer_state.json", ".peftcli.lock"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
