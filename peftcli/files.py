@@ -49,12 +49,12 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             if path.is_file():
                 # As above: what the umask lets a folder have, less what only folders need.
                 path.chmod(temporary.stat().st_mode & 0o666)
-            _flush(path)
-        _flush(temporary)
+            flush(path)
+        flush(temporary)
         if folder.exists():
             folder.rename(aside)
         temporary.rename(folder)
-        _flush(folder.parent)
+        flush(folder.parent)
     finally:
         if aside.exists() and not folder.exists():
             aside.rename(folder)
@@ -62,7 +62,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Makes the disk hold what was written to a file, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from peftcli.cli.output import check_output
 from peftcli.cli.terminal import say
 from peftcli.errors import DataError, RecipeError
 
@@ -115,10 +116,8 @@ def _check_usage(
         raise RecipeError(f"{' and '.join(sources)} do not go together; give one")
     if output and not rows:
         raise RecipeError("--output needs --input; other prompts are answered on standard output")
-    if output and not output.parent.is_dir():
-        raise RecipeError(f"--output: there is no folder {str(output.parent)!r}; make it first")
-    if rows and output and rows.resolve() == output.resolve():
-        raise RecipeError("--output is the file of --input; name another, since it would be overwritten")
+    if output and rows:
+        check_output(output, rows)
     if chat and (raw or as_json):
         raise RecipeError(f"--chat does not go with {'--raw' if raw else '--json'}; leave one of them out")
 

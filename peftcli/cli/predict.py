@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from peftcli.cli.output import check_output
 from peftcli.cli.terminal import say
-from peftcli.errors import RecipeError
 
 
 def predict(
@@ -40,10 +40,8 @@ def predict(
 
     A row comes out as it went in, with `prediction` beside its columns.
     """
-    if output is not None and not output.parent.is_dir():
-        raise RecipeError(f"--output: there is no folder {str(output.parent)!r}; make it first")
-    if output is not None and input.resolve() == output.resolve():
-        raise RecipeError("--output is the file of --input; name another, since it would be overwritten")
+    if output is not None:
+        check_output(output, input)
     from peftcli.run.predict import lines, write_predictions
     from peftcli.run.predict import predict as run_predict
 

@@ -26,7 +26,8 @@ FIXED = (
 # What is not trained on: with --resume-anyway the run goes on.
 EVALUATION = ("data.eval", "recipe.data.eval")
 # Where things are, and with what they run: said, and nothing more.
-PLACES = ("recipe.training.output_dir", "recipe.training.overwrite_output_dir", "base.path", "versions.")
+PLACES = ("recipe.training.output_dir", "recipe.training.overwrite_output_dir", "base.path")
+VERSIONS = ("versions.",)
 
 
 def check_changes(
@@ -46,9 +47,11 @@ def check_changes(
     """
     older = (read_lock(checkpoint) or read_lock(folder)) if checkpoint else None
     changes = list(_changes(lock, older)) if older else []
-    if fixed := [change for change in changes if _starts(change, FIXED) and not _starts(change, EVALUATION)]:
+    if fixed := [
+        change for change in changes if change.startswith(FIXED) and not change.startswith(EVALUATION)
+    ]:
         raise RecipeError(f"--resume: {'; '.join(fixed)}; change it back, or train anew")
-    others = [change for change in changes if not _starts(change, PLACES)]
+    others = [change for change in changes if not change.startswith(PLACES + VERSIONS)]
     if others and not anyway:
         raise RecipeError(
             f"--resume: changed since the run began: {'; '.join(others)}; change it back, or go on with it by "
@@ -71,7 +74,7 @@ def check_locked(lock: Lock, recipe: Path) -> None:
             f"--locked: there is no {path}; copy the recipe.lock.yaml of a run's folder there, or write it with "
             f"`peftcli check {recipe} --data --lock`"
         )
-    drift = [change for change in _changes(lock, older) if not _starts(change, PLACES[:-1])]
+    drift = [change for change in _changes(lock, older) if not change.startswith(PLACES)]
     if drift:
         raise RecipeError(f"--locked: this is not what {path} says: {'; '.join(drift)}")
 
@@ -89,7 +92,3 @@ def _digests(lock: Lock) -> list[str]:
     """The hashes of all files of rows, in the order of their sources."""
     sources: list[Any] = [*(lock.data.get("train_sources") or []), *(lock.data.get("eval_sources") or [])]
     return [digest for source in sources for digest in (source.get("sha256") or {}).values()]
-
-
-def _starts(change: str, keys: tuple[str, ...]) -> bool:
-    return change.startswith(keys)

@@ -15,13 +15,12 @@ from typing import Any
 import torch
 
 from peftcli.data.example import Row, row_length
-from peftcli.data.overflow import effective_limit
 from peftcli.data.reading import Encoding, SourceReading
 from peftcli.data.report import SourceReport
 from peftcli.data.sources import RawRow
 from peftcli.errors import DataError, MemoryLimitError, RecipeError
-from peftcli.files import write_text
 from peftcli.run.adapted import Adapted, open_adapted
+from peftcli.run.prompts import write_rows
 from peftcli.train.feed import on_device
 
 Say = Callable[[str], object]
@@ -83,7 +82,7 @@ def _read(adapted: Adapted, path: Path) -> tuple[list[tuple[RawRow, list[Row]]],
     overflow = "error" if data.overflow == "error" else "truncate"
     encoding = Encoding(
         replace(task.encoder(), trained=None),
-        effective_limit(data.max_length, task.max_input()),
+        task.limit,
         overflow,
         predicting=True,
     )
@@ -132,8 +131,4 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     Raises:
         DataError: the file cannot be written.
     """
-    text = lines(predictions)
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror}", where=str(path)) from error
+    write_rows(path, lines(predictions))

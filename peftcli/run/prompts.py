@@ -70,13 +70,18 @@ def read_prompts(
 
 
 def write_completions(path: Path, rows: Sequence[PromptRow], completions: Iterable[dict[str, Any]]) -> None:
-    """Write the rows with what was added to each: the whole file or nothing.
+    """Write the rows with what was added to each; raises what `write_rows` does."""
+    write_rows(path, "".join(lines(rows, completions)))
+
+
+def write_rows(path: Path, text: str) -> None:
+    """Write JSON Lines: the whole file or nothing.
 
     Raises:
         DataError: the file cannot be written.
     """
     try:
-        write_text(path, "".join(lines(rows, completions)))
+        write_text(path, text)
     except OSError as error:
         raise DataError(f"cannot be written: {error.strerror}", where=str(path)) from error
 

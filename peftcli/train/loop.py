@@ -269,7 +269,6 @@ def _told(run: _Run, error: DivergedError) -> DivergedError:
     if on_cpu and 0 < progress.global_step == error.step - 1 and not settings.save_only_model:
         folder = checkpoint_folder(run.job.output_dir, progress.global_step)
         if not folder.is_dir():
-            run.engine.optimizer.zero_grad(set_to_none=True)
             _save(run)
     good = find_checkpoint(run.job.output_dir)
     kept = f"the last good state is in {good}" if good else "no good state was saved before it"

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.errors import AdapterError
+from peftcli.files import flush
 from peftcli.train.trees import read_tree, write_tree
 
 MANIFEST = "manifest.json"
@@ -106,11 +106,11 @@ def write_checkpoint(
     digests = {file.relative_to(partial).as_posix(): _digest(file) for file in _files(partial)}
     _write_json(partial / MANIFEST, {"step": progress.global_step, "files": digests})
     for file in _files(partial):
-        _flush(file)
-    _flush(partial)
+        flush(file)
+    flush(partial)
     _clear(folder)
     partial.rename(folder)
-    _flush(output_dir)
+    flush(output_dir)
     return folder
 
 
@@ -205,12 +205,3 @@ def _write_json(path: Path, value: Any) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Makes the disk hold what was written to a file, or the names in a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

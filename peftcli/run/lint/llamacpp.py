@@ -15,16 +15,7 @@ from pathlib import Path
 from peftcli.run.adapter import Adapter
 from peftcli.run.lint.base import FIELD, STAND_IN, base_findings, gguf_file, hub_id, servable
 from peftcli.run.lint.finding import Finding, Target, merging
-from peftcli.run.lint.lora import A_NAMES, B_NAMES, lora_findings, lora_pairs, scalings
-
-# Fields that change what an adapter does, and their values where they do not; the converter reads none of them.
-IGNORED = {
-    "arrow_config": None,
-    "kasa_config": None,
-    "layer_replication": None,
-    "use_bdlora": None,
-    "use_qalora": False,
-}
+from peftcli.run.lint.lora import A_NAMES, B_NAMES, ONLY_PEFTS, lora_findings, lora_pairs, scalings
 
 
 def findings(adapter: Adapter) -> Iterator[Finding]:
@@ -41,7 +32,7 @@ def findings(adapter: Adapter) -> Iterator[Finding]:
     if values.get("fan_in_fan_out"):
         # It transposes such a base's weights, and with them LoRA's factors, which PEFT keeps as for any other base.
         yield Finding("fan_in_fan_out", "the converter would exchange the factors of these layers", merge)
-    for name, unused in IGNORED.items():
+    for name, unused in ONLY_PEFTS.items():
         if name in values and values[name] != unused:
             yield Finding(
                 name, "the converter ignores it, and answers would be others than in training", merge

@@ -24,6 +24,15 @@ B_NAMES = ("lora_B.weight", "lora_embedding_B")
 # program does. (peft/tuners/lora/layer.py, 0.21.2: pissa_init, olora_init, corda_init, loftq_init, lora_ga_init)
 CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
+# Fields that change what an adapter does, and their values where they do not; only PEFT reads them.
+ONLY_PEFTS = {
+    "arrow_config": None,
+    "kasa_config": None,
+    "layer_replication": None,
+    "use_bdlora": None,
+    "use_qalora": False,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:

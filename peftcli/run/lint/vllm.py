@@ -16,7 +16,7 @@ from typing import Any
 from peftcli.run.adapter import Adapter
 from peftcli.run.lint.base import base_findings, servable
 from peftcli.run.lint.finding import Finding, Target, merging
-from peftcli.run.lint.lora import A_NAMES, B_NAMES, divisor, lora_findings, lora_pairs, scalings
+from peftcli.run.lint.lora import A_NAMES, B_NAMES, ONLY_PEFTS, divisor, lora_findings, lora_pairs, scalings
 
 # MaxLoRARanks: the values of --max-lora-rank.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -24,15 +24,8 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 REQUIRED = ("r", "lora_alpha", "target_modules")
 # Weights beside the pairs that it passes over: `is_base_embedding_weights`.
 PASSED_OVER = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
-# Fields that change what an adapter does, and their values where they do not. PEFTHelper drops what it does not know.
-DROPPED = {
-    "alora_invocation_tokens": None,
-    "arrow_config": None,
-    "kasa_config": None,
-    "layer_replication": None,
-    "use_bdlora": None,
-    "use_qalora": False,
-}
+# PEFTHelper drops what it does not know.
+DROPPED = {"alora_invocation_tokens": None, **ONLY_PEFTS}
 
 
 def findings(adapter: Adapter) -> Iterator[Finding]:
