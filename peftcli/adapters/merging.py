@@ -103,7 +103,7 @@ def _is_tied(model: nn.Module) -> bool:
     """Whether the output head and the input embeddings are one tensor."""
     # Of layers the base's own: some give theirs with what is trained of it.
     layers = embedding_layers(model)
-    own = (layer and next((each.get_base_layer() for each in stack(layer)), layer) for layer in layers)
+    own = (next((each.get_base_layer() for each in stack(layer)), layer) for layer in layers)
     embedding, head = (getattr(base, "weight", None) for base in own)
     return embedding is not None and embedding is head
 

@@ -33,8 +33,8 @@ def walk(model: nn.Module, *, repeated: bool = False) -> Iterator[Site]:
                 stack.append(_children(inside, prefix))
 
 
-def stack(module: nn.Module) -> Iterator[AdapterLayer]:
-    """The adapter layers on one module, outermost first.
+def stack(module: nn.Module | None) -> Iterator[AdapterLayer]:
+    """The adapter layers on one module, outermost first; none on what is no module.
 
     One lies around another where methods are mixed, or where several parameters of the module are adapted.
     """

@@ -70,10 +70,7 @@ def check_locked(lock: Lock, recipe: Path) -> None:
     path = recipe.with_suffix(".lock.yaml")
     older = read_lock_file(path)
     if older is None:
-        raise RecipeError(
-            f"--locked: there is no {path}; copy the recipe.lock.yaml of a run's folder there, or write it with "
-            f"`peftcli check {recipe} --data --lock`"
-        )
+        raise RecipeError(f"--locked: there is no {path}; copy the recipe.lock.yaml of a run's folder there")
     drift = [change for change in _changes(lock, older) if not change.startswith(PLACES)]
     if drift:
         raise RecipeError(f"--locked: this is not what {path} says: {'; '.join(drift)}")
