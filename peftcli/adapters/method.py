@@ -33,11 +33,11 @@ class Sample(NamedTuple):
 
     Attributes:
         epochs: the training's own, each its micro-batches on the model's device.
-        loss: a model's mean loss over such a batch.
+        loss: the sum of a model's losses over such a batch, and how many they are.
     """
 
     epochs: Iterator[Iterator[Mapping[str, Any]]]
-    loss: Callable[[nn.Module, Mapping[str, Any]], torch.Tensor]
+    loss: Callable[[nn.Module, Mapping[str, Any]], tuple[torch.Tensor, torch.Tensor]]
 
 
 class Method(ABC):

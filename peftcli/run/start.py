@@ -66,9 +66,7 @@ def find_start(
         with memory_errors(recipe.training):
             device = _placed(base, recipe.training)
             inputs.task.check_model(base)
-            sample = Sample(
-                _epochs(recipe.training, inputs, device), _mean_loss(recipe.training, inputs, device)
-            )
+            sample = Sample(_epochs(recipe.training, inputs, device), _loss(recipe.training, inputs, device))
             say(method.prepare(base, config, sample))
 
 
@@ -127,12 +125,11 @@ def _epochs(
     return map(batches, count())
 
 
-def _mean_loss(settings: Training, inputs: Inputs, device: torch.device) -> Any:
+def _loss(settings: Training, inputs: Inputs, device: torch.device) -> Any:
     precision = torch.float16 if settings.fp16 else torch.bfloat16
 
-    def loss(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
+    def loss(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast(device.type, precision, enabled=settings.fp16 or settings.bf16):
-            total, number = inputs.task.loss(model, batch)
-        return total / number.clamp(min=1)
+            return inputs.task.loss(model, batch)
 
     return loss

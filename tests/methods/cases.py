@@ -128,6 +128,20 @@ CASES = [
     lora("pissa", llama, target_modules=QV, init_lora_weights="pissa", keeps_base=False),
     lora("fast pissa", llama, target_modules=Q, init_lora_weights="pissa_niter_8", keeps_base=False),
     lora("olora", llama, target_modules=QV, init_lora_weights="olora", keeps_base=False),
+    # PEFT warns that it could be done with less memory; test_data_driven.py has the oracle.
+    lora("eva, before it has seen rows", llama, target_modules=QV, init_lora_weights="eva", oracle=False),
+    # PEFT needs a GPU to round.
+    lora("loftq", llama, init_lora_weights="loftq", silent=False, keeps_base=False, oracle=False),
+    lora(
+        "loftq in eight bits",
+        gpt2,
+        init_lora_weights="loftq",
+        loftq_config={"loftq_bits": 8, "loftq_iter": 2},
+        fan_in_fan_out=True,
+        silent=False,
+        keeps_base=False,
+        oracle=False,
+    ),
     lora("dora", llama, target_modules=QV, use_dora=True),
     lora("dora with dropout", llama, target_modules=QV, use_dora=True, lora_dropout=0.3),
     lora("random dora", llama, target_modules=Q, use_dora=True, init_lora_weights=False, silent=False),

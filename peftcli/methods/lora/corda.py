@@ -206,4 +206,4 @@ def _start(modules: Mapping[str, nn.Module], config: LoraConfig, eigens: Mapping
         U_OR, S_R, V_IR = (eigens[key] for key in keys)
         _, scaling = rank_and_scaling(config, name)
         root_R = (S_R / scaling).sqrt()
-        hand_over(module, root_R[:, None] * V_IR.T, U_OR * root_R)
+        hand_over(module, Corda, root_R[:, None] * V_IR.T, U_OR * root_R)

@@ -57,7 +57,7 @@ class Eva(Kaiming):
     def start(self, layer: LoraLayer, name: str) -> None:
         """The adapter does nothing yet in either case."""
         super().start(layer, name)
-        for components_RI in taken_over(layer, name):
+        for components_RI in taken_over(layer, name, self):
             layer.factors(name)[0].copy_(components_RI)
 
     def prepare(self, model: nn.Module, sites: Sequence[Site], config: LoraConfig, sample: Sample) -> str:
@@ -73,7 +73,7 @@ class Eva(Kaiming):
         found = find_components(model, modules, config, chain.from_iterable(sample.epochs), look)
         for name, components_RI in found.components.items():
             if len(components_RI):
-                hand_over(modules[name], components_RI)
+                hand_over(modules[name], Eva, components_RI)
         share_out(config, model, sites, found.components)
         return _told(found, len(sites) - len(found.components))
 
@@ -115,11 +115,10 @@ def find_components(
         raise AdapterError("init_lora_weights eva: there is no batch to look at")
     with in_mode(model, training=False):
         owners, inputs = _alike(model, modules, first, look)
+        if not owners:
+            raise AdapterError("init_lora_weights eva: no linear layer is adapted that the rows reach")
         ranks = {name: int(by_pattern(config.rank_pattern, name, config.r)) for name in owners}
-        limits = {name: min(round(ranks[name] * eva.rho), inputs[name]) for name in owners}
-        for name, owner in owners.items():
-            limits[owner] = max(limits[owner], limits[name])
-        limits = {name: limits[owner] for name, owner in owners.items()}
+        limits = _limits(ranks, inputs, owners, eva.rho)
         spectra = {
             name: Spectrum(name, limits[name], eva.tau) for name, owner in owners.items() if name == owner
         }
@@ -192,6 +191,16 @@ def _alike(
         look.run(model, batch)
     firsts: dict[str, str] = {}
     return {name: firsts.setdefault(group[name], name) for name in modules if name in group}, sizes
+
+
+def _limits(
+    ranks: Mapping[str, int], inputs: Mapping[str, int], owners: Mapping[str, str], rho: float
+) -> dict[str, int]:
+    """The most components that each layer may have, and that are looked for; the same for layers that are alike."""
+    most: dict[str, int] = {}
+    for name, owner in owners.items():
+        most[owner] = max(most.get(owner, 0), min(round(ranks[name] * rho), inputs[name]))
+    return {name: most[owner] for name, owner in owners.items()}
 
 
 def _take(

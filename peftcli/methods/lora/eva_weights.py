@@ -19,7 +19,7 @@ from peftcli.adapters.walk import stack, walk
 from peftcli.adapters.weights import HALF
 from peftcli.errors import AdapterError, PeftWarning
 from peftcli.methods.lora.config import LoraConfig
-from peftcli.methods.lora.eva import Look, find_components, share_out
+from peftcli.methods.lora.eva import Eva, Look, find_components, share_out
 from peftcli.methods.lora.init_configs import EvaConfig
 from peftcli.methods.lora.initial import hand_over
 from peftcli.methods.lora.layer import LoraLayer
@@ -203,7 +203,7 @@ def _start(
             if not len(found[site.name]):
                 tuner.take_off(adapter_name, site)
                 continue
-            hand_over(layer.get_base_layer(), found[site.name])
+            hand_over(layer.get_base_layer(), Eva, found[site.name])
         rank = int(by_pattern(config.rank_pattern, site.name, config.r))
         alpha = by_pattern(config.alpha_pattern, site.name, config.lora_alpha)
         _restart(layer, adapter_name, rank, alpha, config)

@@ -39,24 +39,27 @@ def rank_and_scaling(config: LoraConfig, name: str) -> tuple[int, float]:
     return r, alpha / (math.sqrt(r) if config.use_rslora else r)
 
 
-def hand_over(module: nn.Module, *factors: torch.Tensor) -> None:
-    """Leaves with a module of the base how the next adapter on it starts: A, or A and B."""
-    setattr(module, _HANDED_OVER, factors)
+def hand_over(module: nn.Module, start: type[Start], *factors: torch.Tensor) -> None:
+    """Leaves with a module of the base how the next adapter on it that starts so starts: A, or A and B."""
+    setattr(module, _HANDED_OVER, (start, factors))
 
 
-def is_handed_over(module: nn.Module) -> bool:
-    """Whether something was left there."""
-    return _HANDED_OVER in vars(module)
+def is_handed_over(module: nn.Module, start: Start) -> bool:
+    """Whether something was left there for such a start."""
+    return _HANDED_OVER in vars(module) and vars(module)[_HANDED_OVER][0] is type(start)
 
 
-def taken_over(layer: LoraLayer, name: str) -> tuple[torch.Tensor, ...]:
+def taken_over(layer: LoraLayer, name: str, start: Start) -> tuple[torch.Tensor, ...]:
     """What was left with the layer's module, which is no longer there then; nothing where nothing was.
 
     Raises:
         AdapterError: where it is of another rank.
     """
-    found: tuple[torch.Tensor, ...] = vars(layer.get_base_layer()).pop(_HANDED_OVER, ())
-    if found and found[0].shape != layer.factors(name)[0].shape:
+    base = layer.get_base_layer()
+    if not is_handed_over(base, start):
+        return ()
+    found: tuple[torch.Tensor, ...] = vars(base).pop(_HANDED_OVER)[1]
+    if found[0].shape != layer.factors(name)[0].shape:
         raise AdapterError(
             f"the adapter's start was found for rank {len(found[0])}, and here its rank is {layer.r[name]}; prepare "
             "the model with the config that the adapter has"
@@ -178,7 +181,7 @@ class FromBase(Start):
             return
         W_OI = layer.matrix(weight.float() if weight.dtype in HALF else weight)
         scaling = layer.scaling[name]
-        found = taken_over(layer, name) or self.parts(W_OI, layer.r[name], scaling)
+        found = taken_over(layer, name, self) or self.parts(W_OI, layer.r[name], scaling)
         if found is None:
             Kaiming().start(layer, name)
             return
@@ -203,7 +206,7 @@ class FromBase(Start):
             name, _, rest = key.removeprefix("base_model.model.").partition(".lora_A.")
             if rest:
                 B_OR = start[key.replace(".lora_A.", ".lora_B.")]
-                hand_over(bare(model.get_submodule(name)), A_RI, B_OR)
+                hand_over(bare(model.get_submodule(name)), type(self), A_RI, B_OR)
 
 
 class FromRows(FromBase):

@@ -37,14 +37,22 @@ class LoraGa(FromRows):
     def prepare(self, model: nn.Module, sites: Sequence[Site], config: LoraConfig, sample: Sample) -> str:
         """Runs the model over rows forward and backward."""
         modules = linear_modules(sites)
-        seen = list(first_rows(next(sample.epochs), ROWS))
+        batches = list(first_rows(next(sample.epochs), ROWS))
+        numbers: list[float] = []
 
         def train_step() -> None:
-            for batch in seen:
-                torch.autograd.backward(sample.loss(model, batch))
+            for batch in batches:
+                total, number = sample.loss(model, batch)
+                numbers.append(max(float(number), 1.0))
+                # By one number for all, so that it does not matter which rows share a batch.
+                torch.autograd.backward(total / numbers[0])
 
-        _start(modules, config, gradients(model, modules, train_step))
-        return f"init_lora_weights lora_ga: from the gradient over {len(seen)} batches of the training rows"
+        found = gradients(model, modules, train_step)
+        share = len(batches) * numbers[0] / sum(numbers)
+        _start(modules, config, {name: G * share for name, G in found.items()})
+        return (
+            f"init_lora_weights lora_ga: from the gradient over {len(batches)} batches of the training rows"
+        )
 
 
 def preprocess_loraga(
@@ -143,7 +151,7 @@ def _start(
                 f"{name}: lora_ga: its gradient is not finite; the rows or the base are broken"
             )
         settings = config.lora_ga_config or LoraGAConfig()
-        hand_over(module, *factors(G_OI, W_OI.to(G_OI), r, scaling, settings))
+        hand_over(module, LoraGa, *factors(G_OI, W_OI.to(G_OI), r, scaling, settings))
 
 
 def factors(
@@ -151,6 +159,9 @@ def factors(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A and B from a weight's gradient G: of its first 2 r singular vectors, right ones in A and left ones in B."""
     U_OK, S_K, V_IK = torch.svd_lowrank(G_OI, q=min(4 * r, *G_OI.shape), niter=4)
+    # Of both signs that a pair may have, the one that rounding does not decide: A and B take vectors of other pairs.
+    signs_1K = V_IK.gather(0, V_IK.abs().argmax(0, keepdim=True)).sign()
+    U_OK, V_IK = U_OK * signs_1K, V_IK * signs_1K
     chosen = torch.randperm(2 * r)[:r] if config.direction == "random" else None
     for_A, for_B = {
         "ArBr": (slice(1, 2 * r, 2), slice(0, 2 * r, 2)),

@@ -176,7 +176,7 @@ class LoraMethod(Method):
         """What must have been done to the base before."""
         start, name = strategy_of(config), f"init_lora_weights {config.init_lora_weights!r}"
         modules = [bare(site.module) for site in sites]
-        if start.prepared_by and not any(is_handed_over(module) for module in modules):
+        if start.prepared_by and not any(is_handed_over(module, start) for module in modules):
             remedy = f"call {start.prepared_by} with the model and its config before get_peft_model"
             loaded = "the adapter is for the base as it was changed for it, and not for the published one"
             complain(f"{name}: {remedy if strict else loaded}", strict=strict)
