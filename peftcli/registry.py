@@ -64,6 +64,7 @@ TASKS = {
     "CAUSAL_LM": "peftcli.tasks.causal_lm:CausalLM",
     "SEQ_2_SEQ_LM": "peftcli.tasks.seq2seq:SequenceToSequence",
     "SEQ_CLS": "peftcli.tasks.seq_cls:SequenceClassification",
+    "TOKEN_CLS": "peftcli.tasks.token_cls:TokenClassification",
 }
 
 # data source `type` -> the function from a row to an example.
@@ -74,6 +75,7 @@ FORMATS = {
     "chat": "peftcli.data.formats.chat:chat",
     "pairs": "peftcli.data.formats.pairs:pairs",
     "classification": "peftcli.data.formats.classification:classification",
+    "tokens": "peftcli.data.formats.tokens:tokens",
 }
 
 

@@ -1,6 +1,6 @@
 """Writes the recipes' rows: commands said at home, and the compact routing string a hub would act on.
 
-    python recipes/make_data.py     # rewrites the .jsonl and .txt files beside it
+    python recipes/make_data.py     # rewrites the .jsonl, .conll and .txt files beside it
 
 The mapping is a rule of ours (`device@room:value`), so the base model cannot know it, and an answer is
 either right or wrong. No command of the held-out rows stands among the training rows.
@@ -133,6 +133,25 @@ def pair_rows(part: str) -> list[dict[str, str]]:
     return [{"source": row["instruction"], "target": row["output"]} for row in quickstart_rows()[part]]
 
 
+def slot_sentences(part: str) -> str:
+    """Commands in CoNLL's form, with the room and the value that each names."""
+    sentences = []
+    for row in quickstart_rows()[part]:
+        words = row["instruction"].split()
+        tags = ["O"] * len(words)
+        for room in (each.split() for each in ROOMS):
+            for at in range(len(words)):
+                if words[at : at + len(room)] == room:
+                    tags[at : at + len(room)] = ["B-ROOM", "I-ROOM"][: len(room)]
+        for at, word in enumerate(words):
+            if word[0].isdigit():
+                tags[at] = "B-VALUE"
+                if words[at + 1 : at + 2] in (["percent"], ["degrees"]):
+                    tags[at + 1] = "I-VALUE"
+        sentences.append("".join(f"{word}\t{tag}\n" for word, tag in zip(words, tags, strict=True)))
+    return "\n".join(sentences)
+
+
 def text_lines() -> list[str]:
     """The rule in plain sentences, one a line."""
     return [
@@ -148,6 +167,7 @@ def files() -> dict[str, str]:
     rows |= {f"devices-{part}.jsonl": classification_rows(part) for part in ("train", "eval")}
     rows |= {f"routes-{part}.jsonl": pair_rows(part) for part in ("train", "eval")}
     made = {name: "".join(json.dumps(row) + "\n" for row in part) for name, part in rows.items()}
+    made |= {f"slots-{part}.conll": slot_sentences(part) for part in ("train", "eval")}
     return {**made, "text.txt": "\n".join(text_lines()) + "\n"}
 
 

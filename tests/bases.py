@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,33 @@ def mt5(folder: Path) -> None:
     ending_tokenizer().save_pretrained(folder)
 
 
-MAKERS: dict[str, Callable[[Path], None]] = {"SEQ_2_SEQ_LM": mt5}
+def letter_tokenizer(words: Sequence[str] = ()) -> Any:
+    """BERT's way of cutting words into pieces, here letters but for some words, and its special tokens around texts."""
+    from transformers import BertTokenizer
+
+    letters = [letter for letter in map(chr, range(33, 127)) if not letter.isupper()]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    vocabulary = {piece: at for at, piece in enumerate(dict.fromkeys([*pieces, *words]))}
+    return BertTokenizer(vocab=vocabulary, model_max_length=512)
+
+
+def tiny_bert(vocabulary: int = 141, **settings: Any) -> Any:
+    """A random BERT without a head, the same at every call."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return BertModel(BertConfig(vocab_size=vocabulary, **(sizes | settings))).eval()
+
+
+def bert(folder: Path) -> None:
+    """An encoder, of letters."""
+    tiny_bert().save_pretrained(folder)
+    letter_tokenizer().save_pretrained(folder)
+
+
+MAKERS: dict[str, Callable[[Path], None]] = {"SEQ_2_SEQ_LM": mt5, "SEQ_CLS": bert, "TOKEN_CLS": bert}
 
 
 def tiny_base_for(task_type: str, folder: Path) -> Path:

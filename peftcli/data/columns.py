@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peftcli.data.example import Example
+from peftcli.data.example import Example, Label
 from peftcli.errors import DataError, RecipeError, did_you_mean, nearest
 from peftcli.registry import FORMATS, resolve
 
@@ -37,9 +37,13 @@ class Format:
         return self.read(row)
 
     def without_targets(self) -> Format:
-        """The same for rows to predict on: what is to be predicted may be there or not."""
+        """The same for rows to predict on: what is to be predicted may be there or not, and is not read."""
         needed = (tuple(n for n in names if n not in self.targets) for names in self.alternatives)
-        return replace(self, alternatives=tuple(needed), optional=self.optional + self.targets)
+
+        def read(row: Mapping[str, Any]) -> Example:
+            return self.read({name: value for name, value in row.items() if name not in self.targets})
+
+        return replace(self, alternatives=tuple(needed), optional=self.optional + self.targets, read=read)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -80,6 +84,20 @@ def string(value: Any, what: str) -> str:
     except UnicodeEncodeError as error:
         raise DataError(f"{what} holds half a surrogate pair at character {error.start + 1}") from None
     return value
+
+
+def label(value: Any, what: str) -> Label:
+    """`value` where it is a label, a name or a whole number; `what` names it in the error.
+
+    Raises:
+        DataError: for anything else.
+    """
+    if isinstance(value, str) and value:
+        return string(value, what)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    kind = "null" if value is None else "empty" if value == "" else type(value).__name__
+    raise DataError(f"{what} must be a name or a number, not {kind}")
 
 
 def load_format(name: str) -> Format:

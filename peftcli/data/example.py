@@ -50,6 +50,14 @@ class Labelled:
 
 
 @dataclass(frozen=True, slots=True)
+class Tagged:
+    """A text's words, and for each a tag; None where they are to be predicted."""
+
+    tokens: list[str]
+    tags: list[Label] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Pair:
     """A text, and what is to be written of it; None where that is to be generated."""
 
@@ -58,7 +66,7 @@ class Pair:
 
 
 Label = str | int
-Example = Text | Completion | Instruction | Chat | Labelled | Pair
+Example = Text | Completion | Instruction | Chat | Labelled | Tagged | Pair
 
 # An encoded row: what a task's collator makes tensors of. Rows of text have `input_ids`.
 Row = dict[str, Any]

@@ -32,7 +32,7 @@ def read_saved(folder: Path, split: str | None) -> Iterator[dict[str, Any]]:
         found = _one_split(found, split, str(folder))
     elif split is not None:
         raise DataError(f"the data set has no splits; remove `split: {split}`", where=str(folder))
-    yield from found
+    yield from _named(found)
 
 
 def read_hub(source: Source, *, streaming: bool) -> Iterator[dict[str, Any]]:
@@ -52,7 +52,7 @@ def read_hub(source: Source, *, streaming: bool) -> Iterator[dict[str, Any]]:
         )
         if source.split is None:
             found = _one_split(found, None, where)
-        yield from found
+        yield from _named(found)
     except datasets.exceptions.DatasetNotFoundError as error:
         advice = "check the spelling, or set HF_TOKEN where it is private; a local file needs its suffix"
         raise DataError(f"{_first_line(error)}; {advice}", where=where) from None
@@ -63,6 +63,29 @@ def read_hub(source: Source, *, streaming: bool) -> Iterator[dict[str, Any]]:
         ) from None
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(_first_line(error), where=where) from None
+
+
+def _named(rows: Any) -> Iterator[dict[str, Any]]:
+    """The rows with their labels' names, where the data set knows what the numbers stand for."""
+    names = {column: _names(feature) for column, feature in (rows.features or {}).items()}
+    names = {column: each for column, each in names.items() if each}
+    for row in rows:
+        yield row | {column: _name(row[column], each) for column, each in names.items()}
+
+
+def _names(feature: Any) -> list[str]:
+    """What a column's numbers, or those in its lists, stand for; nothing where they are just numbers."""
+    import datasets
+
+    inner = getattr(feature, "feature", feature)
+    return list(inner.names) if isinstance(inner, datasets.ClassLabel) else []
+
+
+def _name(value: Any, names: list[str]) -> Any:
+    if isinstance(value, list):
+        return [_name(each, names) for each in value]
+    # -1 is how data sets write that a label is not known.
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 
 def _one_split(splits: Any, split: str | None, where: str) -> Any:

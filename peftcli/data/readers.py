@@ -1,8 +1,9 @@
 """One reader a kind of file: each streams rows, and its errors name the row.
 
-A reader yields `(line, row)`: `line` is where the row starts, None where the file has no lines. Text files
-are split at line feeds alone (a carriage return before one belongs to it), so that NUL, U+2028 and other
-characters at which `str.splitlines` would split stay inside the text.
+A reader yields `(line, row)`: `line` is where the row starts, None where the file has no lines. It may add how many
+lines before the row mark documents, and are no rows. Text files are split at line feeds alone (a carriage return
+before one belongs to it), so that NUL, U+2028 and other characters at which `str.splitlines` would split stay inside
+the text.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from peftcli.errors import DataError
 
-Located = tuple[int | None, dict[str, Any]]
+Located = tuple[int | None, dict[str, Any]] | tuple[int | None, dict[str, Any], int]
 Reader = Callable[[Path], Iterator[Located]]
 
 _BOM = b"\xef\xbb\xbf"
@@ -161,6 +162,41 @@ def read_txt(path: Path) -> Iterator[Located]:
         yield number, {"text": text.removesuffix("\n").removesuffix("\r")}
 
 
+def read_conll(path: Path) -> Iterator[Located]:
+    """A sentence a row, as {tokens, tags}: a line a word, a blank line between sentences.
+
+    The first column of a line is the word and the last one its tag; a file of one column has no tags. Columns stand
+    apart by tabs where a line has one, else by spaces. `-DOCSTART-` lines are passed over.
+    """
+    words: list[list[str]] = []
+    start = marks = row_number = width = 0
+    for number, encoded in enumerate(_lines(path), start=1):
+        where = place(path, row_number + 1, number)
+        line = _decode(encoded, where).rstrip("\r\n")
+        is_mark = line.startswith("-DOCSTART-")
+        if is_mark or not line.strip(" \t"):
+            if words:
+                row_number += 1
+                yield start, _sentence(words), marks
+                words, marks = [], 0
+            marks += is_mark
+            continue
+        cells = line.split("\t") if "\t" in line else [cell for cell in line.split(" ") if cell]
+        width = width or len(cells)
+        if len(cells) != width:
+            found = f"a line of {len(cells)} columns, but those before have {width}"
+            raise DataError(f"{found}; write a word, its columns and its tag a line", where=where)
+        start = start if words else number
+        words.append(cells)
+    if words:
+        yield start, _sentence(words), marks
+
+
+def _sentence(words: list[list[str]]) -> dict[str, Any]:
+    tags = {"tags": [cells[-1] for cells in words]} if len(words[0]) > 1 else {}
+    return {"tokens": [cells[0] for cells in words], **tags}
+
+
 def read_parquet(path: Path) -> Iterator[Located]:
     """A Parquet table, a few rows at a time."""
     import pyarrow as pa
@@ -188,5 +224,6 @@ READERS: dict[str, Reader] = {
     ".csv": read_csv,
     ".tsv": read_tsv,
     ".txt": read_txt,
+    ".conll": read_conll,
     ".parquet": read_parquet,
 }

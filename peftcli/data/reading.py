@@ -61,6 +61,7 @@ class SourceReading:
                 found = self._open(raw)
             if raw.line is not None and Path(raw.origin).suffix == ".txt":
                 self.report.blank_lines[raw.origin] = raw.line - raw.number
+            self.report.document_marks += raw.marks
             batch.append((raw, self._example(found, raw)))
             if len(batch) == size:
                 yield from self._encoded(batch)

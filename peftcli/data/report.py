@@ -78,6 +78,8 @@ class SourceReport:
     split_pieces: int = 0
     blank_lines: dict[str, int] = field(default_factory=dict)
     """For each .txt file: lines that are no rows."""
+    document_marks: int = 0
+    """-DOCSTART- lines of .conll files, which are no rows."""
     sha256: dict[str, str] = field(default_factory=dict)
     """For each local file."""
 
@@ -93,6 +95,8 @@ class SourceReport:
             text += f"; not used: {', '.join(self.unused_columns)}"
         if blank := sum(self.blank_lines.values()):
             text += f"; {blank:,} blank lines passed over"
+        if self.document_marks:
+            text += f"; {self.document_marks:,} -DOCSTART- lines passed over"
         return text
 
     def losses(self) -> str:

@@ -25,6 +25,8 @@ class RawRow:
     number: int
     line: int | None
     columns: dict[str, Any]
+    marks: int = 0
+    """Lines before it that mark documents, and are no rows."""
 
     @property
     def where(self) -> str:
@@ -66,9 +68,9 @@ def _read_files(source: Source, files: list[Path], *, streaming: bool) -> Iterat
         if streaming and file.suffix == ".json":
             raise RecipeError(f"data.streaming: {file} can only be read as a whole; write it as .jsonl")
         try:
-            for number, (line, columns) in enumerate(reader(file), start=1):
+            for number, (line, columns, *marks) in enumerate(reader(file), start=1):
                 found = True
-                yield RawRow(str(file), number, line, columns)
+                yield RawRow(str(file), number, line, columns, *marks)
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}", where=str(file)) from None
     if not found:

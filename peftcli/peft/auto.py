@@ -13,6 +13,7 @@ from peftcli.adapters.config import PeftConfig
 from peftcli.errors import AdapterError, HubError
 from peftcli.hub import HubOptions, fetch
 from peftcli.models.load import resolve_base
+from peftcli.peft.head_labels import head_options
 from peftcli.peft.model import (
     BY_TASK,
     PeftModel,
@@ -37,6 +38,8 @@ class AutoPeftModel:
     # The class of Transformers that loads the base.
     base_class: ClassVar[str] = ""
     peft_class: ClassVar[type[PeftModel]] = PeftModel
+    # Whether the base has as many labels as the adapter's head.
+    has_labels: ClassVar[bool] = False
 
     def __init__(self) -> None:
         name = type(self).__name__
@@ -57,7 +60,8 @@ class AutoPeftModel:
     ) -> PeftModel:
         """The base that an adapter's config names, with the adapter on it.
 
-        The base's vocabulary is made as large as the adapter's, where tokens were added in training.
+        The base's vocabulary is made as large as the adapter's, where tokens were added in training, and it gets as
+        many labels as the adapter's head has, where `num_labels` does not say their number.
 
         Args:
             pretrained_model_name_or_path: the adapter's folder, or its repository on the Hub.
@@ -87,6 +91,8 @@ class AutoPeftModel:
                 "names no base model; load it and call PeftModel.from_pretrained", where=source
             )
         base = resolve_base(config.base_model_name_or_path, config.revision)
+        if cls.has_labels and not kwargs.keys() & {"num_labels", "id2label", "config"}:
+            kwargs |= head_options(source, subfolder, hub)
         model = base_class.from_pretrained(base.path, revision=base.revision or "main", **kwargs)
         resize_embeddings(
             model, source, subfolder, hub, trust_remote_code=kwargs.get("trust_remote_code", False)
@@ -134,6 +140,7 @@ class AutoPeftModelForSequenceClassification(AutoPeftModel):
 
     base_class = "AutoModelForSequenceClassification"
     peft_class = PeftModelForSequenceClassification
+    has_labels = True
 
 
 class AutoPeftModelForTokenClassification(AutoPeftModel):
@@ -141,6 +148,7 @@ class AutoPeftModelForTokenClassification(AutoPeftModel):
 
     base_class = "AutoModelForTokenClassification"
     peft_class = PeftModelForTokenClassification
+    has_labels = True
 
 
 class AutoPeftModelForQuestionAnswering(AutoPeftModel):

@@ -58,7 +58,7 @@ def check_adapter(document: Document, values: dict[str, Any]) -> None:
             config(**fields)
     except AdapterConfigError as error:
         for name, message in error.fields:
-            document.add(("adapter", name), message)
+            document.add(("adapter", *name.split(".")), message)
         return
     for warning in said:
         name, _, message = str(warning.message).partition(" ")

@@ -76,11 +76,22 @@ class SequenceClassificationOptions(LabelOptions):
     ) = Field(None, description="default: what the labels of the training rows are: names, lists, or numbers")
 
 
+class TokenClassificationOptions(LabelOptions):
+    """TOKEN_CLS."""
+
+    FORMATS: ClassVar[tuple[str, ...]] = ("tokens",)
+    STARTER: ClassVar[str] = "token-classification"
+    label_all_tokens: bool = Field(
+        False, description="train every piece of a word, not the first alone; after B- the pieces are I-"
+    )
+
+
 # task_type -> its options. A test holds this table and the registry's tasks together.
 OPTIONS: dict[str, type[TaskOptions]] = {
     "CAUSAL_LM": CausalLMOptions,
     "SEQ_2_SEQ_LM": SequenceToSequenceOptions,
     "SEQ_CLS": SequenceClassificationOptions,
+    "TOKEN_CLS": TokenClassificationOptions,
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class CardFacts:
         pipeline_tag: the Hub's name for what the model does.
         auto_class: the Transformers class that loads the base.
         usage: the command that uses the adapter.
+        base_options: what the base's class is told so that the adapter fits it.
     """
 
     base_id: str
@@ -40,6 +41,7 @@ class CardFacts:
     pipeline_tag: str | None
     auto_class: str
     usage: str
+    base_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _front_matter(recipe: Recipe, base_id: str, pipeline_tag: str | None) -> str:
@@ -60,6 +62,7 @@ def _table(metrics: Mapping[str, float]) -> str:
 
 
 def _usage(facts: CardFacts) -> str:
+    options = "".join(f", {name}={value!r}" for name, value in facts.base_options.items())
     return f"""\
 ```sh
 {facts.usage}
@@ -69,7 +72,7 @@ def _usage(facts: CardFacts) -> str:
 from peft import PeftModel
 from transformers import {facts.auto_class}
 
-base = {facts.auto_class}.from_pretrained({facts.base_id!r})
+base = {facts.auto_class}.from_pretrained({facts.base_id!r}{options})
 model = PeftModel.from_pretrained(base, ".")
 ```"""
 

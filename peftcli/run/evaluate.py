@@ -17,6 +17,7 @@ from peftcli.run.verdicts import judge
 from peftcli.train.evaluate import evaluate as run_evaluation
 from peftcli.train.failures import memory_errors
 from peftcli.train.feed import eval_batches
+from peftcli.train.log import finite
 from peftcli.train.process import training_process
 
 Say = Callable[[str], object]
@@ -38,8 +39,8 @@ class Comparison:
         return {
             "adapter_dir": str(self.folder),
             "rows": self.rows,
-            "adapter": self.adapter,
-            "base": self.base,
+            "adapter": {name: finite(value) for name, value in self.adapter.items()},
+            "base": {name: finite(value) for name, value in self.base.items()},
             "gates": self.gates,
         }
 

@@ -26,6 +26,7 @@ from peftcli.run.inputs import Inputs, Say, read_inputs
 from peftcli.run.lock import Lock, make_lock, write_lock
 from peftcli.run.start import find_start, load_adapter, save_adapter, starting_point
 from peftcli.run.verdicts import judge
+from peftcli.train.log import finite
 from peftcli.train.loop import Job, Outcome
 from peftcli.train.loop import train as run_loop
 
@@ -53,7 +54,7 @@ class Trained:
             "steps": outcome.global_step,
             "epoch": outcome.epoch,
             "train_loss": outcome.train_loss,
-            "metrics": outcome.last_eval,
+            "metrics": {name: finite(value) for name, value in outcome.last_eval.items()},
             "best_checkpoint": None if outcome.best_checkpoint is None else str(outcome.best_checkpoint),
             "seconds": outcome.seconds,
             "tokens": outcome.tokens,
@@ -229,5 +230,6 @@ def _write_reports(
         pipeline_tag=inputs.task.pipeline_tag,
         auto_class=inputs.task.auto_class().__name__,
         usage=inputs.task.usage,
+        base_options=inputs.task.base_options(),
     )
     write_card(folder, recipe, facts)

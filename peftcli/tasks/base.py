@@ -85,6 +85,10 @@ class Task(ABC):
         """What `from_pretrained` is told beside the recipe's settings, such as the number of labels."""
         return {}
 
+    def base_options(self) -> dict[str, Any]:
+        """Of these the least that a user of Transformers needs to put the adapter on its base, for the model card."""
+        return {}
+
     def load_model(self, base: Base) -> Loaded:
         """The base, as this task needs it; new weights are drawn from PyTorch's global generator."""
         return load_model(

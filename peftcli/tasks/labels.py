@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from peftcli.data.example import Label
 from peftcli.errors import DataError, ModelError, RecipeError, did_you_mean
 from peftcli.files import write_text
-
-LABELS_NAME = "labels.json"
+from peftcli.peft.head_labels import LABELS_NAME
 
 
 class Labels:

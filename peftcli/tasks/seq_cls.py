@@ -6,6 +6,7 @@ number is one label, a list is several, a number with a point is a regression. S
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,10 +23,18 @@ from peftcli.recipe.tasks import SequenceClassificationOptions, task_options
 from peftcli.tasks.base import Batch, Evaluated, Sum, Task
 from peftcli.tasks.labels import Labels
 from peftcli.tasks.measures import has_measure, measure, missing_measures
-from peftcli.tasks.text_batch import cut_texts, encode_texts, pad_texts
+from peftcli.tasks.text_batch import (
+    added_ids,
+    check_vocabulary,
+    cut_texts,
+    encode_texts,
+    largest_token,
+    pad_texts,
+    text_inputs,
+)
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_KINDS = {SINGLE: "one label", MULTI: "a list of labels", REGRESSION: "a number with a point"}
 
 
 class SequenceClassification(Task):
@@ -38,8 +47,27 @@ class SequenceClassification(Task):
         super().__init__(recipe, processor, config)
         options = task_options(recipe)
         assert isinstance(options, SequenceClassificationOptions)
-        self.problem_type: str | None = options.problem_type
         self.labels = Labels(options.labels)
+        self._largest = -1
+        self.problem_type: str | None = None
+        if options.problem_type is not None:
+            self._decide(options.problem_type)
+
+    def _decide(self, problem_type: str) -> None:
+        """From now on it is this kind of problem.
+
+        Raises:
+            RecipeError: for what has no meaning then.
+        """
+        self.problem_type = problem_type
+        if problem_type != SINGLE and self.recipe.training.label_smoothing_factor:
+            raise RecipeError(
+                f"training.label_smoothing_factor: has no meaning for {problem_type}; leave it out"
+            )
+        if problem_type == REGRESSION and self.recipe.task.get("labels"):
+            raise RecipeError(
+                "task.labels: a regression has none (task.problem_type, or labels with a point)"
+            )
 
     @staticmethod
     def auto_class() -> Any:
@@ -54,13 +82,20 @@ class SequenceClassification(Task):
         padding = {"pad_token_id": self.processor.pad_token_id}
         return {"head": True, "problem_type": self.problem_type, **labels, **padding}
 
+    def base_options(self) -> dict[str, Any]:
+        """The number of labels."""
+        return {"num_labels": self.model_options()["num_labels"]}
+
     # Rows.
 
     def encode(self, examples: Sequence[Example]) -> list[list[Row]]:
         """One row an example; `label` is (1,), (labels of the row,) or a float."""
         texts = [example for example in examples if isinstance(example, Labelled)]
         rows = self._tokens(texts)
+        self._largest = max(self._largest, largest_token(rows))
         for row, example in zip(rows, texts, strict=True):
+            if not len(row["input_ids"]):
+                raise DataError("text is empty: it has no token")
             if example.label is not None:
                 row["label"] = self._label(example.label)
         return [[row] for row in rows]
@@ -80,27 +115,26 @@ class SequenceClassification(Task):
     def _label(self, label: Any) -> Any:
         kind = MULTI if isinstance(label, list) else REGRESSION if isinstance(label, float) else SINGLE
         if self.problem_type is None:
-            self.problem_type = kind
+            self._decide(kind)
         if self.problem_type == REGRESSION:
             return _number(label)
         if self.problem_type == MULTI and kind == SINGLE:
-            label = [label]
-        elif self.problem_type != kind:
+            label, kind = [label], MULTI
+        if self.problem_type != kind:
             raise DataError(
-                f"label is {label!r}, but other rows make this a {self.problem_type} (task.problem_type)"
+                f"label is {label!r}, {_KINDS[kind]}, but this is a {self.problem_type} (task.problem_type, or the "
+                "rows before); write all rows alike"
             )
         wanted = label if isinstance(label, list) else [label]
+        if len(set(wanted)) < len(wanted):
+            twice = next(each for each in wanted if wanted.count(each) > 1)
+            raise DataError(f"label has {twice!r} twice; name the labels that hold, not a flag for each")
         return np.asarray([self.labels.number(each) for each in wanted], dtype=np.int32)
 
     def settle(self) -> None:
-        """All labels of the training rows are known."""
-        self.problem_type = self.problem_type or SINGLE
+        """All labels of the training rows are known; those of streamed ones the recipe must name."""
         if self.problem_type != REGRESSION:
             self.labels.close()
-        if self.problem_type != SINGLE and self.recipe.training.label_smoothing_factor:
-            raise RecipeError(
-                f"training.label_smoothing_factor: has no meaning for {self.problem_type}; leave it out"
-            )
 
     def notes(self) -> list[str]:
         """The kind of problem, and the labels."""
@@ -112,8 +146,8 @@ class SequenceClassification(Task):
         return missing_measures({"scipy": "pearson"} if regression else {"sklearn": "accuracy and f1"})
 
     def cut(self, row: Row, limit: int) -> Row:
-        """Cut at the end of the longer text."""
-        return cut_texts(row, limit, self.processor.all_special_ids)
+        """Cut at the end of the longer text; special tokens stay."""
+        return cut_texts(row, limit, added_ids(self.processor))
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Tokens (B, T), and `labels`: (B,) numbers, (B, C) flags, or (B,) floats."""
@@ -130,6 +164,10 @@ class SequenceClassification(Task):
             batch["labels"] = torch.as_tensor(self.labels.numbers([row["label"][0] for row in rows]))
         return batch
 
+    def check_model(self, model: nn.Module) -> None:
+        """Refuses a vocabulary that is not the tokenizer's."""
+        check_vocabulary(model, self._largest)
+
     # Training, evaluation, prediction.
 
     def loss(self, model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0) -> Sum:
@@ -137,14 +175,14 @@ class SequenceClassification(Task):
         return self._loss(_logits(model, batch), batch["labels"], label_smoothing)
 
     def _loss(self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Sum:
-        logits = logits.float()
         if self.problem_type == REGRESSION:
-            total = F.mse_loss(logits.squeeze(-1), labels, reduction="sum")
+            total = F.mse_loss(logits.squeeze(-1), labels.to(logits), reduction="sum")
         elif self.problem_type == MULTI:
-            total = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1).sum()
+            losses = F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none")
+            total = losses.mean(-1).sum()
         else:
             total = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
-        return total, torch.tensor(len(labels), device=labels.device)
+        return total, torch.full((), len(labels), device=labels.device)
 
     def metrics(self, model: nn.Module, batch: Batch) -> Evaluated:
         """The loss, and (predicted, true) for each row."""
@@ -155,28 +193,35 @@ class SequenceClassification(Task):
 
     def _predicted(self, logits: Tensor) -> Tensor:
         if self.problem_type == REGRESSION:
-            return logits.float().squeeze(-1)
-        return (logits > 0).float() if self.problem_type == MULTI else logits.argmax(-1)
+            return logits.squeeze(-1)
+        return (logits > 0).long() if self.problem_type == MULTI else logits.argmax(-1)
 
     def score(self, records: Sequence[Any]) -> dict[str, float]:
-        """Scikit-learn's accuracy, F1 (macro) and Matthews correlation, or SciPy's Pearson correlation."""
+        """Scikit-learn's accuracy, macro F1 and Matthews correlation, or SciPy's Pearson correlation.
+
+        Where several labels may hold, a row is accurate if all of its labels are right, and `f1_micro` is of all
+        (row, label) pairs.
+        """
         predicted, true = (np.asarray(column) for column in zip(*records, strict=True))
         if self.problem_type == REGRESSION:
             return {"pearson": _pearson(predicted, true)} if has_measure("scipy") else {}
         if not has_measure("sklearn"):
             return {}
         metrics = measure("sklearn.metrics")
-        scores = {
-            "accuracy": metrics.accuracy_score(true, predicted),
-            "f1": metrics.f1_score(true, predicted, average="macro", zero_division=0),
-        }
-        if self.problem_type == MULTI:
-            return scores | {"f1_micro": metrics.f1_score(true, predicted, average="micro", zero_division=0)}
-        return scores | {"matthews_correlation": metrics.matthews_corrcoef(true, predicted)}
+        scores = {"accuracy": metrics.accuracy_score(true, predicted)}
+        averages = {"f1": "macro", "f1_micro": "micro"} if self.problem_type == MULTI else {"f1": "macro"}
+        for name, average in averages.items():
+            scores[name] = metrics.f1_score(true, predicted, average=average, zero_division=0)
+        if self.problem_type == SINGLE:
+            with warnings.catch_warnings():
+                # Where all rows have one label, 0 is meant to be said; that the matrix is small need not be.
+                warnings.simplefilter("ignore", UserWarning)
+                scores["matthews_correlation"] = metrics.matthews_corrcoef(true, predicted)
+        return scores
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
         """`label` and its `score`; several `labels` and all `scores`; or a number as `label`."""
-        logits = _logits(model, batch).float()
+        logits = _logits(model, batch)
         if self.problem_type == REGRESSION:
             return [{"label": value} for value in logits.squeeze(-1).tolist()]
         names = self.labels.names
@@ -206,16 +251,18 @@ class SequenceClassification(Task):
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    """(B, C)."""
-    logits: Tensor = model(**{name: batch[name] for name in _INPUTS if name in batch}).logits
-    return logits
+    """(B, C), in float32 or better."""
+    logits: Tensor = model(**text_inputs(batch)).logits
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _number(label: Any) -> float:
     try:
         value = float(label)
     except (TypeError, ValueError):
-        raise DataError(f"label is {label!r}, but other rows make this a regression on numbers") from None
+        raise DataError(
+            f"label is {label!r}, and no number, but this is a regression (task.problem_type, or the rows before)"
+        ) from None
     if not np.isfinite(value):
         raise DataError(f"label must be a finite number, not {label}")
     return value

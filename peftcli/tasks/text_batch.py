@@ -5,15 +5,17 @@ Shapes: B rows, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from peftcli.data.example import Row
+from peftcli.errors import ModelError
+from peftcli.tasks.unwrapped import unwrapped
 
 # What a tokenizer gives beside input_ids that a model must have; a mask follows from the rows' lengths.
 _COLUMNS = ("input_ids", "token_type_ids")
@@ -37,6 +39,25 @@ def token_rows(encoded: Any, count: int) -> list[Row]:
     """What a tokenizer gave for a number of texts, a row each."""
     columns = [name for name in _COLUMNS if name in encoded]
     return [{name: np.asarray(encoded[name][at], dtype=np.int32) for name in columns} for at in range(count)]
+
+
+def largest_token(rows: Sequence[Row]) -> int:
+    """The largest number of a token; -1 where there is none."""
+    return max((int(row["input_ids"].max(initial=-1)) for row in rows), default=-1)
+
+
+def check_vocabulary(model: nn.Module, largest: int) -> None:
+    """Refuses a base with fewer embeddings than the tokenizer gives numbers.
+
+    Raises:
+        ModelError: always then.
+    """
+    base: Any = unwrapped(model)
+    size = base.get_input_embeddings().num_embeddings
+    if largest >= size:
+        raise ModelError(
+            f"the tokenizer gives token {largest}, and the base knows {size}: they do not belong together"
+        )
 
 
 def added_ids(tokenizer: Any) -> list[int]:
@@ -93,3 +114,8 @@ def pad_texts(rows: Sequence[Row], pad: int | None) -> dict[str, Tensor]:
                 batch[name][at, :length] = torch.as_tensor(row[name])
         batch["attention_mask"][at, :length] = 1
     return batch
+
+
+def text_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What of a batch a model reads."""
+    return {name: batch[name] for name in (*_COLUMNS, "attention_mask") if name in batch}

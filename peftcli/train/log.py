@@ -121,12 +121,13 @@ class Reporter:
 
 
 def finite(value: float) -> float | None:
-    """JSON has no infinity: None stands for it (a gradient that a loss scaler skipped)."""
+    """JSON has no infinity: None stands for it (a gradient that a loss scaler skipped, a metric that is undefined)."""
     return value if math.isfinite(value) else None
 
 
 def _line(record: Record) -> str:
-    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    values = {name: finite(value) if isinstance(value, float) else value for name, value in record.items()}
+    return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _shown(name: str, value: float) -> str:

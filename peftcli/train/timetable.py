@@ -79,6 +79,8 @@ def judge(progress: Progress, value: float, settings: Training) -> bool:
     """Takes an evaluation's metric into `progress`; says whether it is the best so far."""
     best = progress.best_metric
     gain = math.inf if best is None else (value - best) * (1 if greater_is_better(settings) else -1)
+    if math.isnan(value):
+        gain = -math.inf  # an undefined metric is never the best, not even the first
     progress.worse_evaluations = (
         0 if gain > settings.early_stopping_threshold else progress.worse_evaluations + 1
     )

@@ -3,8 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from peftcli.cli.app import run as command
 from peftcli.recipe.read import read_recipe
+from peftcli.registry import TASKS
 from peftcli.run.starter import example_rows
+from tests.bases import tiny_base_for
 
 
 def test_the_starter_is_a_recipe_whose_rows_are_beside_it(peftcli, tmp_path):
@@ -56,6 +61,22 @@ def test_what_cannot_be_written_is_said_in_one_line(peftcli):
     assert "name a .yaml file" in peftcli("init", "-o", "x.jsonl", check=2).stderr
     done = peftcli("init", "--task", "SEQ_CLASS", check=2)
     assert done.stderr == "error: --task SEQ_CLASS: there is no such task; did you mean 'SEQ_CLS'?\n"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_starter_of_every_task_checks_and_trains_as_it_stands(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = str(tiny_base_for(task, tmp_path / "base"))
+    assert command(["init", "--task", task, "--base", base, "--output", "mine.yaml"]) == 0
+    assert read_recipe(tmp_path / "mine.yaml").task_type == task
+    assert command(["check", "--data", "mine.yaml"]) == 0
+    told = capsys.readouterr().err
+    assert "mine.yaml: ok" in told
+    assert "train     " in told
+    assert command(["train", "mine.yaml", "--set", "training.max_steps=2"]) == 0
+    assert (tmp_path / "runs" / "mine" / "adapter_model.safetensors").is_file()
 
 
 def test_the_example_rows_are_the_same_every_time_and_none_twice():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 
+import datasets
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -66,8 +67,6 @@ def test_parquet_comes_through_unharmed(tmp_path):
 
 
 def test_folders_of_save_to_disk_come_through_unharmed(tmp_path):
-    import datasets
-
     whole = datasets.Dataset.from_list(ROWS)
     whole.save_to_disk(tmp_path / "one")
     datasets.DatasetDict({"train": whole, "test": whole.select([0])}).save_to_disk(tmp_path / "two")
@@ -190,3 +189,63 @@ def test_json_lines_written_are_the_rows_read(tmp_path, texts):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert rows_of(path) == rows
+
+
+CONLL = "-DOCSTART- -X- O\n\nEU NNP B-ORG\nrejects  VBZ O\n\n\n-DOCSTART-\n\nPeter NNP B-PER\n. . O"
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("columns", ["spaces", "tabs"])
+def test_a_conll_file_s_sentences_are_rows_and_its_documents_are_counted(tmp_path, line_end, columns):
+    text = CONLL if columns == "spaces" else CONLL.replace("  ", " ").replace(" ", "\t")
+    (tmp_path / "a.conll").write_bytes(text.replace("\n", line_end).encode())
+    rows = list(read_rows(Source(path=str(tmp_path / "a.conll"))))
+    assert [row.columns for row in rows] == [
+        {"tokens": ["EU", "rejects"], "tags": ["B-ORG", "O"]},
+        {"tokens": ["Peter", "."], "tags": ["B-PER", "O"]},
+    ]
+    assert [(row.number, row.line, row.marks) for row in rows] == [(1, 3, 1), (2, 9, 1)]
+
+
+def test_a_conll_file_of_one_column_has_no_tags(tmp_path):
+    (tmp_path / "a.conll").write_text("EU\nrejects\n\n#\n", encoding="utf-8")
+    assert rows_of(tmp_path / "a.conll") == [{"tokens": ["EU", "rejects"]}, {"tokens": ["#"]}]
+
+
+def test_words_of_a_conll_file_come_through_unharmed(tmp_path):
+    words = [text.replace("\t", "").replace("\r", "").replace("\n", "") for text in TEXTS] + ["", "\u00a0"]
+    text = "".join(f"{word}\tO\n" for word in words)
+    (tmp_path / "a.conll").write_bytes(text.encode())
+    assert rows_of(tmp_path / "a.conll") == [{"tokens": words, "tags": ["O"] * len(words)}]
+
+
+def test_a_line_of_a_conll_file_that_does_not_fit_is_refused_with_its_place(tmp_path):
+    path = tmp_path / "a.conll"
+    path.write_text("EU NNP O\n\nhe PRP O\nsaid\n", encoding="utf-8")
+    assert refusal(path) == (
+        f"{path}: row 2 (line 4): a line of 1 columns, but those before have 3; "
+        "write a word, its columns and its tag a line"
+    )
+    path.write_bytes(b"EU O\n\nca\xe9 O\n")
+    assert refusal(path).startswith(f"{path}: row 2 (line 3): not UTF-8 (byte 0xe9")
+    path.write_text("\n\n-DOCSTART- O\n", encoding="utf-8")
+    assert refusal(path) == f"{path}: there is no row in it"
+
+
+def test_labels_that_a_data_set_numbers_come_with_their_names(tmp_path):
+    kind = datasets.ClassLabel(names=["ham", "spam"])
+    features = datasets.Features(
+        {
+            "label": kind,
+            "tags": datasets.List(kind),
+            "n": datasets.Value("int64"),
+            "text": datasets.Value("string"),
+        }
+    )
+    rows = {"label": [1, 0, -1], "tags": [[0, 1], [], [1]], "n": [1, 0, 1], "text": ["a", "b", "c"]}
+    datasets.Dataset.from_dict(rows, features).save_to_disk(tmp_path / "saved")
+    assert rows_of(tmp_path / "saved") == [
+        {"label": "spam", "tags": ["ham", "spam"], "n": 1, "text": "a"},
+        {"label": "ham", "tags": [], "n": 0, "text": "b"},
+        {"label": -1, "tags": ["spam"], "n": 1, "text": "c"},
+    ]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from peftcli.data.columns import row_format, string
+from peftcli.data.columns import label, row_format, string
 from peftcli.data.example import Label, Labelled
-from peftcli.errors import DataError
 
 
 @row_format(("text", "label"), optional=("text_pair",), targets=("label",))
@@ -23,16 +22,7 @@ def classification(row: Mapping[str, Any]) -> Labelled:
 
 def _labels(value: Any) -> Label | list[Label] | float:
     if isinstance(value, list):
-        return [_label(each, f"label[{at}]") for at, each in enumerate(value)]
+        return [label(each, f"label[{at}]") for at, each in enumerate(value)]
     if isinstance(value, float):
         return value
-    return _label(value, "label")
-
-
-def _label(value: Any, what: str) -> Label:
-    if isinstance(value, str) and value:
-        return string(value, what)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    kind = "null" if value is None else "empty" if value == "" else type(value).__name__
-    raise DataError(f"{what} must be a name or a number, not {kind}")
+    return label(value, "label")
