@@ -15,7 +15,7 @@ def test_every_recipe_is_listed_with_what_it_is_for(peftcli):
 def test_the_list_is_also_json(peftcli):
     listed = json.loads(peftcli("recipes", "--json", check=0).stdout)
     assert {"quickstart"} <= {entry["name"] for entry in listed}
-    assert all(entry["description"] for entry in listed)
+    assert all(entry["description"].endswith(".") for entry in listed)
 
 
 def test_a_recipe_is_printed_as_it_is(peftcli):
