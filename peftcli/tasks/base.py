@@ -9,7 +9,8 @@ know no task by name: what is special about one stands in its file.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -111,6 +112,12 @@ class Task(ABC):
         Raises:
             ModelError: naming the setting.
         """
+
+    @contextmanager
+    def readied(self, model: nn.Module) -> Iterator[None]:
+        """The model made ready for the task's batches, and put back at the end; what is collated in between fits it."""
+        del model
+        yield
 
     # Rows.
 

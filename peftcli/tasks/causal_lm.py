@@ -6,9 +6,9 @@ model's head sees no others. Shapes: B rows, T tokens, K trained positions of th
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,8 +22,12 @@ from peftcli.data.tokens import IGNORED, Encoded, Passage, encode_passages, requ
 from peftcli.errors import ModelError, RecipeError
 from peftcli.recipe.schema import Recipe
 from peftcli.tasks.base import Batch, Evaluated, Sum, Task
+from peftcli.tasks.by_rows import attending_by_rows, logits, mixes_packed_rows, parameters
 from peftcli.tasks.token_loss import summed_token_loss
 from peftcli.tasks.unwrapped import unwrapped
+
+_INPUTS = ("input_ids", "attention_mask", "position_ids")
+_JOINED_INPUTS = ("input_ids", "position_ids", "cu_seq_lens_q")
 
 
 class CausalLM(Task):
@@ -44,6 +48,8 @@ class CausalLM(Task):
         self._packing = data.packing
         # Flash attention keeps packed rows apart by their positions, in a batch of one only.
         self._flat = False
+        # Whether the model attends by rows: batches then have no padding.
+        self._by_rows = False
         self._prompter = Prompter.of(tokenizer, data.chat_template, data.system_prompt, data.source_prefix)
         self._special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         self._turns = 0
@@ -159,13 +165,15 @@ class CausalLM(Task):
     # Batches.
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """Right-padded tensors.
+        """Right-padded tensors, or all rows as one (B = 1) where the model attends by rows.
 
-        Under flash attention packed rows become one row without padding (B = 1).
-        `input_ids`, `labels` (B, T), `attention_mask` (B, T) or, for packed rows, `position_ids` (B, T);
-        `kept` (B, K): the positions whose next token is trained; `targets` (B, K): that token, or -100.
+        Under flash attention packed rows become one row, too.
+        `input_ids`, `labels` (B, T), `attention_mask` (B, T) or, for packed and joined rows, `position_ids` (B, T);
+        `kept` (B, K): the positions whose next token is trained; `targets` (B, K): that token, or -100;
+        `cu_seq_lens_q` (rows + 1,): where joined rows begin, and T.
         """
-        if self._flat and "position_ids" in rows[0]:
+        joined = self._by_rows or (self._flat and "position_ids" in rows[0])
+        if joined:
             rows = [_joined(rows)]
         longest = max(len(row["input_ids"]) for row in rows)
         pad = self._tokenizer.pad_token_id
@@ -189,6 +197,10 @@ class CausalLM(Task):
             else:
                 batch["attention_mask"][at, :length] = 1
         batch["kept"], batch["targets"] = _kept(batch["labels"])
+        if self._by_rows:
+            batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+            starts = np.flatnonzero(rows[0]["position_ids"] == 0)
+            batch["cu_seq_lens_q"] = torch.as_tensor(np.append(starts, longest).astype(np.int32))
         return batch
 
     def check_model(self, model: nn.Module) -> None:
@@ -209,13 +221,28 @@ class CausalLM(Task):
         if not self._packing:
             return
         self._flat = "flash" in str(getattr(getattr(base, "config", None), "_attn_implementation", ""))
-        if "position_ids" not in _parameters(base):
+        if "position_ids" not in parameters(base):
             problem = "takes no position_ids, which say where rows start"
-        elif _mixes_packed_rows(model, base):
+        elif mixes_packed_rows(model, base):
             problem = "lets packed rows see one another"
         else:
             return
         raise ModelError(f"data.packing: {type(base).__name__} {problem}; set data.packing to false")
+
+    @contextmanager
+    def readied(self, model: nn.Module) -> Iterator[None]:
+        """Lets the model attend by rows where it can: what is compiled has one shape, and prompts stand before rows."""
+        training = self.recipe.training
+        compiled = training.torch_compile or training.torch_compile_backend or training.torch_compile_mode
+        if compiled or isinstance(getattr(model, "tuner", None), PromptedModel):
+            yield
+            return
+        with attending_by_rows(model) as able:
+            self._by_rows = able
+            try:
+                yield
+            finally:
+                self._by_rows = False
 
     def _check_prompt(self, tuner: PromptedModel) -> None:
         if reason := tuner.own_loss():
@@ -252,7 +279,9 @@ class CausalLM(Task):
 
 def _joined(rows: Sequence[Row]) -> Row:
     """Packed rows as one: no row's first token is predicted, since another row's last stands before it."""
-    whole = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    whole = {name: np.concatenate([row[name] for row in rows]) for name in ("input_ids", "labels")}
+    positions = [row.get("position_ids", np.arange(len(row["input_ids"]), dtype=np.int32)) for row in rows]
+    whole["position_ids"] = np.concatenate(positions)
     whole["labels"][np.cumsum([0, *(len(row["labels"]) for row in rows[:-1])])] = IGNORED
     return whole
 
@@ -268,47 +297,18 @@ def _kept(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def _trained_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Logits (B, K, V) at the kept positions."""
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
+    names = _JOINED_INPUTS if "cu_seq_lens_q" in batch else _INPUTS
+    inputs = {name: batch[name] for name in names if name in batch}
     base = unwrapped(model)
     kept = batch["kept"]
     if _keeps_by_row(base):
-        return _logits(model, base, {**inputs, "logits_to_keep": kept})
+        return logits(model, base, {**inputs, "logits_to_keep": kept})
     # Where a prompt stands before the tokens, it has logits, too.
-    own = _logits(model, base, inputs)[:, -batch["input_ids"].shape[1] :]
+    own = logits(model, base, inputs)[:, -batch["input_ids"].shape[1] :]
     return own.take_along_dim(kept.unsqueeze(-1), dim=1)
-
-
-def _logits(model: nn.Module, base: nn.Module, inputs: dict[str, Any]) -> Tensor:
-    # With a cache, Transformers would not look for packed rows.
-    cache = {"use_cache": False} if "use_cache" in _parameters(base) else {}
-    logits: Tensor = model(**inputs, **cache).logits
-    return logits
-
-
-def _mixes_packed_rows(model: nn.Module, base: nn.Module) -> bool:
-    """Whether what the model says of a packed row depends on the row before it."""
-    embeddings: Any = base.get_input_embeddings()  # type: ignore[operator]  # a Transformers model, not any Module
-    ids = torch.arange(8, device=embeddings.weight.device) % embeddings.num_embeddings
-    positions = torch.arange(8, device=ids.device).remainder(4).unsqueeze(0)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        # Same second half, another first half.
-        one, other = (
-            _logits(model, base, {"input_ids": row.unsqueeze(0), "position_ids": positions})[0, 4:]
-            for row in (ids, torch.cat([ids[:4].flip(0), ids[4:]]))
-        )
-    model.train(was_training)
-    # The shapes are the same, so that rows which are apart differ by no more than rounding.
-    rounding = 4 * torch.finfo(one.dtype).eps * one.abs().max()
-    return bool((one - other).abs().max() > rounding)
-
-
-def _parameters(base: nn.Module) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(type(base).forward).parameters
 
 
 def _keeps_by_row(base: nn.Module) -> bool:
     """Whether `logits_to_keep` may differ from row to row, as Transformers' own slicing function lets it."""
     own = hasattr(sys.modules[type(base).__module__], "slice_logits_to_keep")
-    return own and "logits_to_keep" in _parameters(base)
+    return own and "logits_to_keep" in parameters(base)

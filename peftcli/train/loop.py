@@ -120,6 +120,7 @@ def _set_up(job: Job, accelerator: Accelerator) -> Iterator[_Run]:
         model = stack.enter_context(trained_model(job.model, accelerator, settings))
         with accelerator.autocast():
             job.task.check_model(job.model)
+            stack.enter_context(job.task.readied(job.model))
         optimizer = build_optimizer(job.model, settings)
         engine = Engine(
             accelerator=accelerator,

@@ -247,7 +247,7 @@ def test_under_flash_attention_packed_rows_become_one_row_and_no_row_predicts_an
     model.config._attn_implementation = "flash_attention_2"
     with pytest.MonkeyPatch.context() as patch:
         # The probe would run the kernel itself, which only a GPU has.
-        patch.setattr("peftcli.tasks.causal_lm._mixes_packed_rows", lambda *_: False)
+        patch.setattr("peftcli.tasks.causal_lm.mixes_packed_rows", lambda *_: False)
         made.check_model(model)
     rows = [
         {name: np.asarray(values, dtype=np.int32) for name, values in row.items()}
