@@ -1,9 +1,9 @@
 """A frozen linear layer with a LoRA update as one autograd function, beside its plain reference.
 
-Notable: of all activations only x (in its own dtype, which layers that share an input share), the rank-R product and,
-with dropout, a mask of one byte per number are kept for the backward pass; the update is added to the base's product
-in place, forward and backward; and where x takes no gradient (the first adapted layer of a model whose embeddings are
-frozen), the large product that would make it is not computed.
+Notable: of all activations only x (in its own dtype, which layers that share an input share; or what makes it anew,
+where that is left on it), the rank-R product and, with dropout, a mask of one byte per number are kept for the backward
+pass; the update is added to the base's product in place, forward and backward; and where x takes no gradient (the first
+adapted layer of a model whose embeddings are frozen), the large product that would make it is not computed.
 
 Shape suffixes: N rows (batch × tokens), I inputs, O outputs, R rank.
 
@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from peftcli.kernels.recipe import Left, left_on
 
 
 class Weights(NamedTuple):
@@ -48,7 +50,7 @@ def fused(x: Tensor, weights: Weights, dropout: float = 0.0) -> Tensor:
 
     W_OI and bias_O must take no gradient: none is computed for them.
     """
-    y: Tensor = _LoraLinear.apply(x, *weights, dropout)  # type: ignore[no-untyped-call]  # torch's
+    y: Tensor = _LoraLinear.apply(x, *weights, dropout, left_on(x))  # type: ignore[no-untyped-call]  # torch's
     return y
 
 
@@ -72,6 +74,7 @@ class _LoraLinear(torch.autograd.Function):
         B_OR: Tensor,
         scaling: float,
         dropout: float,
+        left: Left | None,
     ) -> Tensor:
         # The result is made in its own shape and filled through a view of it: a view itself (F.linear gives one) could
         # not be changed in place by whatever comes next.
@@ -89,13 +92,17 @@ class _LoraLinear(torch.autograd.Function):
             y_NO.addmm_(h_NR, B_OR.T, alpha=scaling)
         else:
             y_NO.copy_(torch.addmm(y_NO.to(h_NR.dtype), h_NR, B_OR.T, alpha=scaling))
-        ctx.save_for_backward(x, mask_NI, h_NR, W_OI, A_RI, B_OR)
+        ctx.recipe, made_of = left or (None, (x,))
+        if ctx.recipe is not None:
+            ctx.recipe.join()
+        ctx.save_for_backward(mask_NI, h_NR, W_OI, A_RI, B_OR, *made_of)
         ctx.scaling, ctx.kept = scaling, 1 - dropout
         return y
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        x, mask_NI, h_NR, W_OI, A_RI, B_OR = ctx.saved_tensors
+        mask_NI, h_NR, W_OI, A_RI, B_OR, *made_of = ctx.saved_tensors
+        x = made_of[0] if ctx.recipe is None else ctx.recipe.again(made_of)
         gy_NO, x_NI = gy.reshape(-1, W_OI.shape[0]), x.reshape(-1, W_OI.shape[1])
         wide_NO = gy_NO.to(A_RI.dtype)
         if (
@@ -116,7 +123,7 @@ class _LoraLinear(torch.autograd.Function):
             gA_RI = gh_NR.T @ _seen(x_NI, mask_NI, A_RI.dtype)
         if ctx.needs_input_grad[4]:
             gB_OR = (wide_NO.T @ h_NR) * ctx.scaling
-        return gx, None, None, gA_RI, gB_OR, None, None
+        return gx, None, None, gA_RI, gB_OR, None, None, None
 
 
 def _seen(x_NI: Tensor, mask_NI: Tensor | None, dtype: torch.dtype) -> Tensor:

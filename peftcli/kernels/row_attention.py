@@ -60,20 +60,16 @@ def attend(
 ) -> Tensor:
     """The same, row by row; `dropout` is the share of attention that is dropped."""
     heads, groups = len(k_KTD), len(q_HTD) // len(k_KTD)
-    q_KGTD = q_HTD.view(heads, groups, *q_HTD.shape[1:])
-    k_KGTD, v_KGTD = (each.unsqueeze(1).expand(-1, groups, -1, -1) for each in (k_KTD, v_KTD))
+    lengths = [end - start for start, end in pairwise(bounds)]
+    # Split, not sliced: each slice's gradient would be as large as that of all rows.
+    q_KGtD = torch.split(q_HTD.view(heads, groups, *q_HTD.shape[1:]), lengths, dim=2)
+    k_K1tD, v_K1tD = (torch.split(each.unsqueeze(1), lengths, dim=2) for each in (k_KTD, v_KTD))
     rows = []
-    for start, end in pairwise(bounds):
-        length = end - start
-        mask = None if window is None or length <= window else _band(length, window, q_HTD.device)
+    for q, k, v, length in zip(q_KGtD, k_K1tD, v_K1tD, lengths, strict=True):
+        mask = None if window is None or length <= window else _band(length, window, q.device)
+        k_KGtD, v_KGtD = (each.expand(-1, groups, -1, -1) for each in (k, v))
         o_KGtD = F.scaled_dot_product_attention(
-            q_KGTD[:, :, start:end],
-            k_KGTD[:, :, start:end],
-            v_KGTD[:, :, start:end],
-            mask,
-            dropout,
-            is_causal=mask is None,
-            scale=scaling,
+            q, k_KGtD, v_KGtD, mask, dropout, is_causal=mask is None, scale=scaling
         )
         rows.append(o_KGtD.flatten(0, 1).transpose(0, 1))
     return torch.cat(rows)

@@ -192,6 +192,11 @@ class Training(BaseModel):
     ddp_backend: str | None = Field(None, description="nccl, gloo, mpi, …")
     ddp_timeout: int = Field(1800, ge=1, description="seconds")
 
+    @property
+    def compiles(self) -> bool:
+        """Whether the model is compiled: naming a backend or a mode says so, too, as in TrainingArguments."""
+        return bool(self.torch_compile or self.torch_compile_backend or self.torch_compile_mode)
+
 
 # Names that are not TrainingArguments': peftcli's own (arguments of EarlyStoppingCallback and of PEFT's LoRA+), and an
 # older one.

@@ -232,9 +232,7 @@ class CausalLM(Task):
     @contextmanager
     def readied(self, model: nn.Module) -> Iterator[None]:
         """Lets the model attend by rows where it can: what is compiled has one shape, and prompts stand before rows."""
-        training = self.recipe.training
-        compiled = training.torch_compile or training.torch_compile_backend or training.torch_compile_mode
-        if compiled or isinstance(getattr(model, "tuner", None), PromptedModel):
+        if self.recipe.training.compiles or isinstance(getattr(model, "tuner", None), PromptedModel):
             yield
             return
         with attending_by_rows(model) as able:

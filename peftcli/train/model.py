@@ -17,6 +17,7 @@ from peftcli.adapters.engine import AdaptedModel
 from peftcli.adapters.prompted import PromptedModel
 from peftcli.errors import RecipeError, did_you_mean
 from peftcli.recipe.training import Training
+from peftcli.train.lean import lean_modules
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ def trained_model(model: nn.Module, accelerator: Accelerator, settings: Training
         stack.enter_context(_activation_checkpointing(base, settings, accelerator))
         stack.enter_context(_noisy_embeddings(base, settings.neftune_noise_alpha))
         stack.enter_context(_training_mode(model))
+        if not settings.compiles:  # a compiler does such things itself
+            stack.enter_context(lean_modules(base))
         distributed = _distributed(model, accelerator)
         yield TrainedModel(model, distributed, _compiled(distributed or model, settings))
 
@@ -80,9 +83,9 @@ def _distributed(model: nn.Module, accelerator: Accelerator) -> DistributedDataP
 
 
 def _compiled(model: nn.Module, settings: Training) -> nn.Module:
-    backend, mode = settings.torch_compile_backend, settings.torch_compile_mode
-    if not (settings.torch_compile or backend or mode):
+    if not settings.compiles:
         return model
+    backend, mode = settings.torch_compile_backend, settings.torch_compile_mode
     backends = torch.compiler.list_backends(exclude_tags=())
     if backend is not None and backend not in backends:
         raise RecipeError(

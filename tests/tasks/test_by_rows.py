@@ -84,8 +84,10 @@ def test_joined_rows_have_the_loss_and_the_gradient_of_rows_alone(make, packing)
     assert model.config._attn_implementation == "sdpa"
     plain = plain_loss(model, rows)
     assert count.item() == sum((row["labels"][1:] != -100).sum() for row in rows)
-    torch.testing.assert_close(loss, plain, rtol=1e-10, atol=0)
-    assert_same_gradients(found, gradients(model, plain), 1e-10)
+    # Its norms are computed in float32, whatever the model's type.
+    exact = 1e-5 if make is gemma3 else 1e-10
+    torch.testing.assert_close(loss, plain, rtol=exact, atol=0)
+    assert_same_gradients(found, gradients(model, plain), exact)
 
 
 def test_layers_that_are_computed_anew_attend_by_rows_again():

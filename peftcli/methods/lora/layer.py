@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftcli.adapters.base import AdapterLayer, SavedTensor, rows_of
 from peftcli.adapters.method import AddOptions
+from peftcli.adapters.plain import is_called_plainly
 from peftcli.adapters.weights import adapter_dtype, base_weight, exact, weight_of
 from peftcli.kernels.lora_linear import Weights, fused, without_gradient
 from peftcli.methods.lora.config import LoraConfig
@@ -256,10 +257,10 @@ class Linear(LoraLayer):
         A, B = _inside(self, "lora_A", name), _inside(self, "lora_B", name)
         # Subclasses of nn.Linear (quantized ones) may do more than W x + b, and so may hooks.
         if type(base) is not nn.Linear or not (
-            _is_called_plainly(base)
-            and _is_called_plainly(A)
-            and _is_called_plainly(B)
-            and _is_called_plainly(_inside(self, "lora_dropout", name))
+            is_called_plainly(base)
+            and is_called_plainly(A)
+            and is_called_plainly(B)
+            and is_called_plainly(_inside(self, "lora_dropout", name))
         ):
             return None
         weights = Weights(base.weight, base.bias, A.weight, B.weight, self.scaling[name])
@@ -296,18 +297,6 @@ def _inside(module: Any, *names: str) -> Any:
     for name in names:
         module = module.__dict__["_modules"][name]
     return module
-
-
-def _is_called_plainly(module: nn.Module) -> bool:
-    """Whether calling the module does what its class says: nothing is hooked on, nothing patched over."""
-    inside = module.__dict__
-    return not (
-        inside["_forward_hooks"]
-        or inside["_forward_pre_hooks"]
-        or inside["_backward_hooks"]
-        or inside["_backward_pre_hooks"]
-        or "forward" in inside
-    )
 
 
 def _fit(x: torch.Tensor, weights: Weights) -> bool:
