@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -117,7 +117,9 @@ class LoraLayer(AdapterLayer):
         self.set_scale(name, 1.0)
         drops = config.lora_dropout and self.drops_inputs
         self.lora_dropout[name] = nn.Dropout(config.lora_dropout) if drops else nn.Identity()
-        self.lora_variant[name] = VARIANTS["dora" if config.use_dora else "plain"]
+        self.lora_variant[name] = VARIANTS[
+            "dora" if config.use_dora else "activated" if config.reads_inputs else "plain"
+        ]
         self.make_factors(name, r, weight.device, dtype)
         strategy = strategy_of(config)
         if (
@@ -171,27 +173,34 @@ class LoraLayer(AdapterLayer):
                 yield item
 
     def forward(
-        self, x: torch.Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any
+        self,
+        x: torch.Tensor,
+        *args: Any,
+        adapter_names: Sequence[str] | None = None,
+        alora_offsets: Mapping[str, torch.Tensor] | None = None,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """The base layer's output, with what the active adapters add, in the base layer's dtype.
 
-        With `adapter_names` each row has the adapter of that name.
+        With `adapter_names` each row has the adapter of that name. `alora_offsets` has for each adapter with aLoRA on
+        how many of each row's last tokens it acts.
         """
         if self._disable_adapters and self.merged_adapters:
             self.unmerge()
         result: torch.Tensor = self.base_layer(x, *args, **kwargs)
         if self._disable_adapters or self.merged_adapters:
             return result
-        dtype = result.dtype
+        dtype, given = result.dtype, alora_offsets or {}
         if adapter_names is not None:
             for name, rows in rows_of(adapter_names, x).items():
                 if name in self.r:
-                    changed = self.lora_variant[name].forward(self, name, x[rows], result[rows])
+                    offsets = given[name][rows] if name in given else None
+                    changed = self.lora_variant[name].forward(self, name, x[rows], result[rows], offsets)
                     result[rows] = changed.to(dtype)
             return result
         for name in self._active_adapter:
             if name in self.r:
-                result = self.lora_variant[name].forward(self, name, x, result)
+                result = self.lora_variant[name].forward(self, name, x, result, given.get(name))
         return result.to(dtype)
 
     def _own_active(self) -> list[str]:
@@ -251,6 +260,8 @@ class Linear(LoraLayer):
         """What the fused operations take, or None where they would not give what `LoraLayer.forward` gives."""
         name = self._active_adapter[0] if len(self._active_adapter) == 1 else ""
         if name not in self.r or self._disable_adapters or self.merged_adapters:
+            return None
+        if not self.lora_variant[name].acts_everywhere:
             return None
         base = _inside(self, "base_layer")
         A, B = _inside(self, "lora_A", name), _inside(self, "lora_B", name)
