@@ -169,7 +169,7 @@ class LoraConfig(TokensConfig, LayeredConfig):
     @property
     def never_merges(self) -> str:
         """With aLoRA: the tokens before must not see it."""
-        return "acts from its invocation tokens on only (aLoRA)" if self.reads_inputs else ""
+        return "acts only from its alora_invocation_tokens on" if self.reads_inputs else ""
 
     @property
     def starts_from_data(self) -> bool:

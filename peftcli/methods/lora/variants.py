@@ -181,7 +181,7 @@ class Activated(Variant):
         Raises:
             AdapterError: always.
         """
-        raise AdapterError(f"{name!r} acts from its invocation tokens on only (aLoRA): it cannot be merged")
+        raise AdapterError(f"{name!r} acts only from its alora_invocation_tokens on: it cannot be merged")
 
 
 def _product(layer: LoraLayer, name: str, dtype: torch.dtype) -> torch.Tensor:
