@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, NamedTuple
 
@@ -148,6 +148,14 @@ class Method(ABC):
     ) -> AbstractContextManager[None]:
         """Tells these adapters, whose configs say `reads_inputs`, about a call of the model for as long as it lasts."""
         return nullcontext()
+
+    def about(self, config: Any, rows: Iterable[Sequence[int]]) -> str:  # noqa: ARG002
+        """What to tell the user of the training rows, each its tokens: for configs that say `reads_inputs`.
+
+        Raises:
+            DataError: where an adapter would learn nothing from them.
+        """
+        return ""
 
     def after_forward(self, tuner: Any, outputs: Any) -> Any:  # noqa: ARG002
         """The model's outputs, with what the method adds to them (AdaLoRA's penalty, to the loss)."""

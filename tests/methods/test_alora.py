@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from peftcli.errors import AdapterConfigError, AdapterError
-from peftcli.methods.lora.activation import last_calls
+from peftcli.errors import AdapterConfigError, AdapterError, DataError
+from peftcli.methods.lora.activation import last_calls, uncalled
 from peftcli.methods.lora.config import LoraConfig
 from peftcli.peft.model import PeftModel, get_peft_model
 from tests.methods.cases import Net, gpt2, shake
@@ -271,3 +271,10 @@ def test_adapters_called_by_other_tokens_cannot_be_combined_or_swapped(tmp_path:
     adapted(alora_invocation_tokens=[5]).save_pretrained(tmp_path)
     with pytest.raises(AdapterError, match=r"alora_invocation_tokens is \[5\] in the new adapter"):
         hotswap_adapter(model, tmp_path, "default")
+
+
+def test_rows_that_do_not_call_it_are_counted_and_refused_where_none_does():
+    assert uncalled([[1, 7, 8], [7, 8, 2]], CALL) == ""
+    assert uncalled([[1, 7, 8], [7, 9, 8], [7]], CALL).startswith("2 of 3 rows do not call the adapter")
+    with pytest.raises(DataError, match=r"no training row has the tokens \[7, 8\]"):
+        uncalled([[1, 8, 7]], CALL)

@@ -10,7 +10,7 @@ Greenewald et al., "Activated LoRA: Fine-tuned LLMs for Intrinsics", 2025, arXiv
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from peftcli.adapters.method import Call
+from peftcli.errors import DataError
 from peftcli.methods.lora.layer import LoraLayer
 
 # By adapter, of each row how many of its last tokens it acts on (B,).
@@ -34,6 +35,26 @@ def last_calls(input_ids_BT: torch.Tensor, invocation: Sequence[int]) -> torch.T
     found_BS = (input_ids_BT.unfold(1, len(tokens_N), 1) == tokens_N).all(-1)
     left_S = torch.arange(length, len(tokens_N) - 1, -1, device=input_ids_BT.device)
     return torch.where(found_BS, left_S, length + 1).amin(1) % (length + 1)
+
+
+def uncalled(rows: Iterable[Sequence[int]], invocation: Sequence[int]) -> str:
+    """How many rows have no invocation, in a line; nothing where all have one.
+
+    Raises:
+        DataError: where none has one.
+    """
+    found = [bool(last_calls(torch.as_tensor(row)[None], invocation)) for row in rows]
+    if found and not any(found):
+        raise DataError(
+            f"adapter.alora_invocation_tokens: no training row has the tokens {list(invocation)}, so the adapter would "
+            "never act; give those that the tokenizer makes of the text that is to call it"
+        )
+    missing = found.count(False)
+    return (
+        f"{missing:,} of {len(found):,} rows do not call the adapter (alora_invocation_tokens)"
+        if missing
+        else ""
+    )
 
 
 @contextmanager

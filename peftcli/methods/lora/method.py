@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -28,7 +28,7 @@ from peftcli.adapters.targets import find_parameters, find_targets
 from peftcli.adapters.updates import Product, Update
 from peftcli.adapters.weights import is_quantized
 from peftcli.errors import AdapterError
-from peftcli.methods.lora.activation import activated
+from peftcli.methods.lora.activation import activated, uncalled
 from peftcli.methods.lora.combine import add_weighted_adapter
 from peftcli.methods.lora.config import LoraConfig
 from peftcli.methods.lora.conv import BY_TYPE as CONVOLUTIONS
@@ -152,6 +152,10 @@ class LoraMethod(Method):
     def during(self, tuner: Any, names: Sequence[str], call: Call) -> AbstractContextManager[None]:
         """Tells layers with aLoRA where it acts."""
         return activated(tuner, names, call)
+
+    def about(self, config: LoraConfig, rows: Iterable[Sequence[int]]) -> str:
+        """In how many aLoRA would not act."""
+        return uncalled(rows, config.alora_invocation_tokens or ())
 
     def since(
         self, state: dict[str, torch.Tensor], initial: Mapping[str, torch.Tensor], config: LoraConfig
