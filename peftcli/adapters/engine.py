@@ -281,6 +281,10 @@ class AdaptedModel(Merging):
 
     def _check_new(self, adapter_name: str, config: PeftConfig) -> None:
         check_new_name(adapter_name, self.peft_config)
+        if hasattr(nn.ModuleDict, adapter_name) or adapter_name in vars(nn.Module()):
+            raise AdapterError(
+                f"{adapter_name!r} cannot name an adapter: PyTorch's containers have something so named"
+            )
         if config.is_prompt_learning:
             raise AdapterError(
                 f"{config.peft_type} acts on a model's inputs and not on its layers: it needs a model of its own, "

@@ -21,12 +21,23 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from peftcli.adapters.base import AdapterLayer, SavedTensor, rows_of
+from peftcli.adapters.blank import blank, put
 from peftcli.adapters.method import AddOptions
 from peftcli.adapters.weights import adapter_dtype, base_weight, exact, weight_of
 from peftcli.kernels.lora_linear import Weights, fused, without_gradient
 from peftcli.methods.lora.config import LoraConfig
 from peftcli.methods.lora.starts import STRATEGIES, strategy_of
 from peftcli.methods.lora.variants import VARIANTS, Variant
+
+_VALUES = ("r", "lora_alpha", "scaling", "use_rslora", "use_dora", "lora_variant")
+_CONTAINERS: dict[str, type[nn.Module]] = {
+    "lora_dropout": nn.ModuleDict,
+    "lora_A": nn.ModuleDict,
+    "lora_B": nn.ModuleDict,
+    "lora_embedding_A": nn.ParameterDict,
+    "lora_embedding_B": nn.ParameterDict,
+    "lora_magnitude_vector": nn.ModuleDict,
+}
 
 
 class LoraLayer(AdapterLayer):
@@ -55,6 +66,12 @@ class LoraLayer(AdapterLayer):
     use_rslora: dict[str, bool]
     use_dora: dict[str, bool]
     lora_variant: dict[str, Variant]
+    lora_dropout: nn.ModuleDict
+    lora_A: nn.ModuleDict  # noqa: N815  (PEFT's names)
+    lora_B: nn.ModuleDict  # noqa: N815
+    lora_embedding_A: nn.ParameterDict  # noqa: N815
+    lora_embedding_B: nn.ParameterDict  # noqa: N815
+    lora_magnitude_vector: nn.ModuleDict
 
     takes_adapter_names = True
     # The parameter of the base layer that adapters are on.
@@ -66,14 +83,8 @@ class LoraLayer(AdapterLayer):
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
         # Past nn.Module's own way of setting an attribute, which is slow: a mixture of experts has thousands of layers.
-        vars(self).update({name: {} for name in ("r", "lora_alpha", "scaling", "use_rslora", "use_dora")})
-        vars(self)["lora_variant"] = {}
-        self.lora_dropout = nn.ModuleDict()
-        self.lora_A = nn.ModuleDict()
-        self.lora_B = nn.ModuleDict()
-        self.lora_embedding_A = nn.ParameterDict()
-        self.lora_embedding_B = nn.ParameterDict()
-        self.lora_magnitude_vector = nn.ModuleDict()
+        vars(self).update({name: {} for name in _VALUES})
+        self._modules.update({name: blank(kind) for name, kind in _CONTAINERS.items()})
 
     @abstractmethod
     def make_factors(self, name: str, r: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -116,7 +127,7 @@ class LoraLayer(AdapterLayer):
         self.use_rslora[name], self.use_dora[name] = config.use_rslora, config.use_dora
         self.set_scale(name, 1.0)
         drops = config.lora_dropout and self.drops_inputs
-        self.lora_dropout[name] = nn.Dropout(config.lora_dropout) if drops else nn.Identity()
+        put(self.lora_dropout, name, nn.Dropout(config.lora_dropout) if drops else blank(nn.Identity))
         self.lora_variant[name] = VARIANTS[
             "dora" if config.use_dora else "activated" if config.reads_inputs else "plain"
         ]
@@ -226,8 +237,8 @@ class Linear(LoraLayer):
 
     def make_factors(self, name: str, r: int, device: torch.device, dtype: torch.dtype) -> None:
         """A (r, inputs) and B (outputs, r), each in a linear layer, as PEFT has them."""
-        self.lora_A[name] = _linear(self.in_features, r, device, dtype)
-        self.lora_B[name] = _linear(r, self.out_features, device, dtype)
+        put(self.lora_A, name, _linear(self.in_features, r, device, dtype))
+        put(self.lora_B, name, _linear(r, self.out_features, device, dtype))
 
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The weights of both layers."""
@@ -342,9 +353,8 @@ def _fit(x: torch.Tensor, weights: Weights) -> bool:
 
 def _linear(inputs: int, outputs: int, device: torch.device, dtype: torch.dtype) -> nn.Linear:
     """A linear layer whose weight is not initialised, which its maker does anyway."""
-    layer = nn.Linear.__new__(nn.Linear)
-    nn.Module.__init__(layer)
-    layer.in_features, layer.out_features = inputs, outputs
-    layer.weight = nn.Parameter(torch.empty(outputs, inputs, device=device, dtype=dtype))
-    layer.register_parameter("bias", None)
+    layer = blank(nn.Linear, 1, 1)
+    layer.__dict__.update(in_features=inputs, out_features=outputs)
+    weight = nn.Parameter(torch.empty(outputs, inputs, device=device, dtype=dtype))
+    layer._parameters.update(weight=weight, bias=None)  # noqa: SLF001  (past `__setattr__`, as above)
     return layer
