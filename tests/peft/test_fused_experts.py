@@ -79,34 +79,34 @@ def logits(model: Any) -> torch.Tensor:
 
 @pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:The following alpha_pattern keys:RuntimeWarning")
-# Its names for the experts' layers are those of the shared expert's, which then get untrained adapters in PEFT.
-@pytest.mark.filterwarnings("ignore:Found missing adapter keys:UserWarning")
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_was_on_single_experts_acts_as_in_peft(kind: str, tmp_path: Path):
-    make, folder = KINDS[kind][0], older(tmp_path, kind)
-    ours = PeftModel.from_pretrained(make(), folder)
-    theirs = peft.PeftModel.from_pretrained(make(), folder)
-    assert not torch.allclose(logits(ours), logits(make()))
+def test_what_was_on_single_experts_acts_as_in_peft(tmp_path: Path):
+    # Of Qwen's PEFT 0.21 leaves the experts' tensors out, and only warns of others.
+    folder = older(tmp_path, "mixtral")
+    ours = PeftModel.from_pretrained(mixtral(), folder)
+    theirs = peft.PeftModel.from_pretrained(mixtral(), folder)
+    assert not torch.allclose(logits(ours), logits(mixtral()))
     torch.testing.assert_close(logits(ours), logits(theirs), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fields", [{}, {"use_rslora": True}, {"target_modules": "all-linear"}], ids=str)
-def test_merged_weights_have_every_expert_s_own_update(fields: dict[str, Any], tmp_path: Path):
-    folder = older(tmp_path, "mixtral", **fields)
-    merged: Any = PeftModel.from_pretrained(mixtral(), folder).merge_and_unload()
-    base: Any = mixtral()
+def test_merged_weights_have_every_expert_s_own_update(kind: str, fields: dict[str, Any], tmp_path: Path):
+    make, block, (gate, up, down) = KINDS[kind]
+    folder = older(tmp_path, kind, **fields)
+    base: Any = make()
+    merged: Any = PeftModel.from_pretrained(make(), folder).merge_and_unload()
     state = load_file(folder / "adapter_model.safetensors")
     scale = 6 / (2**0.5 if fields.get("use_rslora") else 2)
+    found, own = merged.model.layers[1].mlp.experts, base.model.layers[1].mlp.experts
     for expert in range(4):
-        key = f"{PREFIX}.1.block_sparse_moe.experts.{expert}"
+        key = f"{PREFIX}.1.{block}.experts.{expert}"
         updates = {
             name: scale * state[f"{key}.{name}.lora_B.weight"] @ state[f"{key}.{name}.lora_A.weight"]
-            for name in ("w1", "w2", "w3")
+            for name in (gate, up, down)
         }
-        found, own = merged.model.layers[1].mlp.experts, base.model.layers[1].mlp.experts
-        fused = torch.cat([updates["w1"], updates["w3"]])
+        fused = torch.cat([updates[gate], updates[up]])
         torch.testing.assert_close(found.gate_up_proj[expert], own.gate_up_proj[expert] + fused)
-        torch.testing.assert_close(found.down_proj[expert], own.down_proj[expert] + updates["w2"])
+        torch.testing.assert_close(found.down_proj[expert], own.down_proj[expert] + updates[down])
 
 
 def test_it_joins_another_adapter_and_is_saved_as_it_is_now(tmp_path: Path):
