@@ -60,6 +60,8 @@ def find_targets(
             found.append(site)
     names = [site.name for site in sites]
     if not found:
+        if layers.found:
+            layers.check(strict=True)
         _explain_nothing(model, names, targets, config)
     for entry in targets.unused():
         if not _is_matched(entry, names):
