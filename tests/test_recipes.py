@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 # What a small machine without a GPU has not, and what has no place in two steps.
 ELSEWHERE = {
+    "alora": ["adapter.alora_invocation_tokens=[257]"],  # the tiny base's tokens
     "adalora": ["adapter.tinit=0", "adapter.tfinal=1"],
     "qlora": ["quantization=null", "training.optim=adamw_torch"],
 }

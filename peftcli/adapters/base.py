@@ -67,18 +67,21 @@ class AdapterLayer(nn.Module):
     other_param_names: tuple[str, ...] = ()
     # Whether `forward` takes `adapter_names`: an adapter for each row of a batch.
     takes_adapter_names = False
+    base_layer: nn.Module
+    merged_adapters: list[str]
+    _disable_adapters: bool
+    _active_adapter: list[str]
+    # The base layer's own parameters, while merged ones stand in their place.
+    _originals: dict[str, nn.Parameter]
     # The one parameter of the base layer that is adapted, where it is not the layer as a whole: such layers lie around
     # one another, one for each parameter.
     parameter = ""
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
-        self.base_layer = base_layer
-        self.merged_adapters: list[str] = []
-        self._disable_adapters = False
-        self._active_adapter: list[str] = []
-        # The base layer's own parameters, while merged ones stand in their place.
-        self._originals: dict[str, nn.Parameter] = {}
+        self.add_module("base_layer", base_layer)
+        # Past nn.Module's own way of setting an attribute, which is slow: a mixture of experts has thousands of layers.
+        vars(self).update(merged_adapters=[], _disable_adapters=False, _active_adapter=[], _originals={})
 
     @abstractmethod
     def merge_tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -165,7 +168,7 @@ class AdapterLayer(nn.Module):
             container = getattr(self, attribute)
             for name in names:
                 if name in container:
-                    container[name].requires_grad_(requires_grad)
+                    _train(container[name], requires_grad)
 
     def enable_adapters(self, enabled: bool) -> None:
         """Turns all adapters on or off; off, their weights take no gradient either."""
@@ -236,6 +239,16 @@ class AdapterLayer(nn.Module):
             setattr(owner, child, original)
         self._originals = {}
         self.merged_adapters = []
+
+
+def _train(item: nn.Module | torch.Tensor, trained: bool) -> None:
+    """As `requires_grad_`, which looks through a module's modules: most have none."""
+    if isinstance(item, nn.Module) and not item._modules:  # noqa: SLF001  (PyTorch has no quicker way)
+        for parameter in item._parameters.values():  # noqa: SLF001
+            if parameter is not None:
+                parameter.requires_grad_(trained)
+    else:
+        item.requires_grad_(trained)
 
 
 def owner_of(module: nn.Module, key: str) -> tuple[nn.Module, str]:

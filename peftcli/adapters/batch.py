@@ -1,25 +1,50 @@
-"""Batches of which each row has an adapter of its own (`adapter_names`), or none (`__base__`).
+"""What layers are told of a call of the model: which adapter each row has (`adapter_names`), or none (`__base__`).
 
 Layers are told by hooks, for as long as a call of the model lasts: nothing is kept on them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
 
 from peftcli.adapters.base import AdapterLayer
+from peftcli.adapters.config import PeftConfig
+from peftcli.adapters.method import Call
 from peftcli.adapters.saved_modules import ModulesToSaveWrapper
 from peftcli.errors import AdapterError, did_you_mean
 
 BASE = "__base__"
 
 
+def called(tuner: Any, adapter_names: Sequence[str] | None, call: Call) -> AbstractContextManager[object]:
+    """Tells the tuner's layers what they must know of a call of the model, which mostly is nothing.
+
+    Raises:
+        AdapterError: where `adapter_names` cannot be followed.
+    """
+    known: Mapping[str, PeftConfig] = tuner.peft_config
+    names = tuner.active_adapters if adapter_names is None else dict.fromkeys(adapter_names)
+    reading = [name for name in names if name in known and known[name].reads_inputs]
+    if tuner.disabled:
+        reading = []
+    if adapter_names is None and not reading:
+        return nullcontext()
+    with ExitStack() as hooks:
+        if adapter_names is not None:
+            if tuner.model.training:
+                raise AdapterError("adapter_names: only for inference; call eval() before")
+            hooks.enter_context(_mixed(tuner.layers(), adapter_names, known, repeats=call.repeats))
+        if reading:
+            hooks.enter_context(tuner.method_of(reading[0]).during(tuner, reading, call))
+        return hooks.pop_all()
+
+
 @contextmanager
-def mixed_batch(
+def _mixed(
     layers: Iterable[AdapterLayer | ModulesToSaveWrapper],
     adapter_names: Sequence[str],
     known: Iterable[str],

@@ -168,6 +168,11 @@ class PeftConfig:
         return False
 
     @property
+    def reads_inputs(self) -> bool:
+        """Whether its layers act by what the model is given: see `Method.during`."""
+        return False
+
+    @property
     def trains_tokens(self) -> bool:
         """Whether it trains some rows of the embeddings, so that its file need not hold them whole."""
         return False

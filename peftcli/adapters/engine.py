@@ -6,7 +6,7 @@ import copy
 import gc
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from peftcli.adapters.base import AdapterLayer, Site
-from peftcli.adapters.batch import mixed_batch, repeats_of
+from peftcli.adapters.batch import called, repeats_of
 from peftcli.adapters.config import PeftConfig
 from peftcli.adapters.merging import Merging
 from peftcli.adapters.meta import to_meta
-from peftcli.adapters.method import AddOptions, Method, bare
+from peftcli.adapters.method import AddOptions, Call, Method, bare
 from peftcli.adapters.naming import check_new_name
 from peftcli.adapters.saved_modules import ModulesToSaveWrapper, name_heads, wrap_whole
 from peftcli.adapters.targets import clash, find_modules_to_save, find_parameters, find_targets
@@ -54,25 +54,39 @@ class AdaptedModel(Merging):
         self.disabled = False
         self._methods: dict[str, Method] = {}
 
-    def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self,
+        *args: Any,
+        adapter_names: Sequence[str] | None = None,
+        alora_offsets: Sequence[int | None] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """The model's own, with what the active adapters' method adds to its outputs.
 
-        With `adapter_names` each row of the batch has the adapter of that name, or with `__base__` none.
+        Args:
+            *args: the model's.
+            adapter_names: for each row of the batch the adapter that it has, or `__base__`.
+            alora_offsets: for each row how many of its last tokens an aLoRA adapter acts on, or None for none of them;
+                default: from the last time that its invocation tokens come.
+            **kwargs: the model's.
         """
-        if adapter_names is not None:
-            with self._by_row(adapter_names):
-                return self.model(*args, **kwargs)
-        outputs = self.model(*args, **kwargs)
-        for name in () if self.disabled else self.active_adapters[:1]:
+        with called(self, adapter_names, Call(args, kwargs, alora_offsets)):
+            outputs = self.model(*args, **kwargs)
+        for name in () if self.disabled or adapter_names is not None else self.active_adapters[:1]:
             outputs = self._methods[name].after_forward(self, outputs)
         return outputs
 
-    def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
-        """The model's own; `adapter_names` as in `forward`."""
+    def generate(
+        self,
+        *args: Any,
+        adapter_names: Sequence[str] | None = None,
+        alora_offsets: Sequence[int | None] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The model's own; `adapter_names` and `alora_offsets` (of the prompts) as in `forward`."""
         model: Any = self.model
-        if adapter_names is None:
-            return model.generate(*args, **kwargs)
-        with self._by_row(adapter_names, repeats_of(model, kwargs)):
+        call = Call(args, kwargs, alora_offsets, repeats_of(model, kwargs))
+        with called(self, adapter_names, call):
             return model.generate(*args, **kwargs)
 
     @classmethod
@@ -260,11 +274,6 @@ class AdaptedModel(Merging):
             setattr(site.parent, site.child, bare(site.module))
             self.targeted_module_names.remove(site.name)
 
-    def _by_row(self, adapter_names: Sequence[str], repeats: int = 1) -> AbstractContextManager[None]:
-        if self.model.training:
-            raise AdapterError("adapter_names: only for inference; call eval() before")
-        return mixed_batch(self.layers(), adapter_names, self.peft_config, repeats=repeats)
-
     def _enable(self, enabled: bool) -> None:
         for layer in self.layers():
             layer.enable_adapters(enabled)
@@ -272,6 +281,10 @@ class AdaptedModel(Merging):
 
     def _check_new(self, adapter_name: str, config: PeftConfig) -> None:
         check_new_name(adapter_name, self.peft_config)
+        if hasattr(nn.ModuleDict, adapter_name) or adapter_name in vars(nn.Module()):
+            raise AdapterError(
+                f"{adapter_name!r} cannot name an adapter: PyTorch's containers have something so named"
+            )
         if config.is_prompt_learning:
             raise AdapterError(
                 f"{config.peft_type} acts on a model's inputs and not on its layers: it needs a model of its own, "

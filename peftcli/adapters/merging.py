@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from peftcli.adapters.base import AdapterLayer
+from peftcli.adapters.config import PeftConfig
 from peftcli.adapters.saved_modules import ModulesToSaveWrapper
 from peftcli.adapters.state import embedding_layers
 from peftcli.adapters.walk import stack, walk
@@ -23,6 +24,8 @@ class Merging(nn.Module):
     """A model (`model`) whose adapters can be merged into it and taken off it."""
 
     model: nn.Module
+    peft_config: dict[str, PeftConfig]
+    active_adapters: list[str]
 
     def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
         """Puts adapters (default: the active ones) into the base weights; `unmerge_adapter` undoes it exactly.
@@ -30,6 +33,9 @@ class Merging(nn.Module):
         Raises:
             AdapterError: where the result is not finite (with `safe_merge`), or an adapter cannot be merged.
         """
+        for name in self.active_adapters if adapter_names is None else adapter_names:
+            if name in self.peft_config and (reason := self.peft_config[name].never_merges):
+                raise AdapterError(f"{name!r} {reason}: it cannot be merged into the base's weights")
         for site in walk(self.model):
             layers = list(stack(site.module))
             if len(layers) > 1 and not layers[0].parameter:

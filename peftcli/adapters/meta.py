@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 
-from peftcli.adapters.base import AdapterLayer
+from peftcli.adapters.base import AdapterLayer, owner_of
 from peftcli.adapters.walk import stack, walk
 
 
 def to_meta(layer: AdapterLayer, adapter_name: str) -> None:
     """Lets go of the memory of an adapter's weights on a layer."""
-    for parent, child, tensor in _places(layer, adapter_name):
-        _put(parent, child, torch.empty_like(tensor, device="meta"))
+    for item in list(layer.adapter_tensors(adapter_name)):
+        parent, child = owner_of(layer, item.live)
+        _put(parent, child, torch.empty_like(item.tensor, device="meta"))
 
 
 def materialise(model: nn.Module, adapter_name: str) -> None:
@@ -22,18 +21,13 @@ def materialise(model: nn.Module, adapter_name: str) -> None:
     made: dict[torch.Tensor, torch.Tensor] = {}  # what layers have in common stays one
     for site in walk(model):
         for layer in stack(site.module):
-            device = next(layer.get_base_layer().parameters()).device
-            for parent, child, tensor in _places(layer, adapter_name):
-                if tensor in made:
-                    setattr(parent, child, made[tensor])
-                elif tensor.is_meta and device.type != "meta":
-                    made[tensor] = _put(parent, child, torch.empty_like(tensor, device=device))
-
-
-def _places(layer: AdapterLayer, adapter_name: str) -> Iterator[tuple[nn.Module, str, torch.Tensor]]:
-    for item in list(layer.adapter_tensors(adapter_name)):
-        path, _, child = item.live.rpartition(".")
-        yield layer.get_submodule(path), child, item.tensor
+            for item in [item for item in layer.adapter_tensors(adapter_name) if item.tensor.is_meta]:
+                device = next(layer.get_base_layer().parameters()).device
+                parent, child = owner_of(layer, item.live)
+                if item.tensor in made:
+                    setattr(parent, child, made[item.tensor])
+                elif device.type != "meta":
+                    made[item.tensor] = _put(parent, child, torch.empty_like(item.tensor, device=device))
 
 
 def _put(parent: nn.Module, child: str, values: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -38,6 +39,22 @@ class Sample(NamedTuple):
 
     epochs: Iterator[Iterator[Mapping[str, Any]]]
     loss: Callable[[nn.Module, Mapping[str, Any]], tuple[torch.Tensor, torch.Tensor]]
+
+
+class Call(NamedTuple):
+    """A call of the model, before it is made.
+
+    Attributes:
+        args: what the model is given.
+        kwargs: by name.
+        offsets: what the caller says instead of what the tokens would (PEFT's `alora_offsets`).
+        repeats: how often `generate` may repeat each row.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    offsets: Sequence[int | None] | None
+    repeats: int = 1
 
 
 class Method(ABC):
@@ -122,6 +139,23 @@ class Method(ABC):
             container = getattr(tuner, name)
             if adapter_name in container:
                 yield SavedTensor(name, f"{name}.{adapter_name}", container[adapter_name])
+
+    def during(
+        self,
+        tuner: Any,  # noqa: ARG002  (for methods that do)
+        names: Sequence[str],  # noqa: ARG002
+        call: Call,  # noqa: ARG002
+    ) -> AbstractContextManager[None]:
+        """Tells these adapters, whose configs say `reads_inputs`, about a call of the model for as long as it lasts."""
+        return nullcontext()
+
+    def about(self, config: Any, rows: Iterable[Sequence[int]]) -> str:  # noqa: ARG002
+        """What to tell the user of the training rows, each its tokens: for configs that say `reads_inputs`.
+
+        Raises:
+            DataError: where an adapter would learn nothing from them.
+        """
+        return ""
 
     def after_forward(self, tuner: Any, outputs: Any) -> Any:  # noqa: ARG002
         """The model's outputs, with what the method adds to them (AdaLoRA's penalty, to the loss)."""

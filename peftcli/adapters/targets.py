@@ -60,7 +60,7 @@ def find_targets(
             found.append(site)
     names = [site.name for site in sites]
     if not found:
-        _explain_nothing(model, names, targets, config)
+        _explain_nothing(model, names, targets, layers, config)
     for entry in targets.unused():
         if not _is_matched(entry, names):
             reason = _why_no_module(model, config, entry, names)
@@ -328,7 +328,11 @@ def _is_matched(entry: str, names: Sequence[str]) -> bool:
     return any(name == entry or name.endswith(f".{entry}") for name in names)
 
 
-def _explain_nothing(model: nn.Module, names: list[str], targets: _Names, config: Any) -> None:
+def _explain_nothing(
+    model: nn.Module, names: list[str], targets: _Names, layers: _Layers, config: Any
+) -> None:
+    if layers.found:
+        layers.check(strict=True)
     if targets.pattern is not None:
         entry = targets.pattern.pattern
         if re.fullmatch(r"\w+(\.\w+)*", entry) and _is_matched(entry, names):

@@ -1,9 +1,10 @@
 """A frozen linear layer with a LoRA update as one autograd function, beside its plain reference.
 
 Notable: of all activations only x (in its own dtype, which layers that share an input share; or what makes it anew,
-where that is left on it), the rank-R product and, with dropout, a mask of one byte per number are kept for the backward
-pass; the update is added to the base's product in place, forward and backward; and where x takes no gradient (the first
-adapted layer of a model whose embeddings are frozen), the large product that would make it is not computed.
+where that is left on it) and the rank-R product are kept for the backward pass, where dropout's mask is drawn again from
+the state that its generator had; the update is added to the base's product in place, forward and backward; and where x
+takes no gradient (the first adapted layer of a model whose embeddings are frozen), the large product that would make it
+is not computed.
 
 Shape suffixes: N rows (batch × tokens), I inputs, O outputs, R rank.
 
@@ -84,9 +85,10 @@ class _LoraLinear(torch.autograd.Function):
             torch.mm(x_NI, W_OI.T, out=y_NO)
         else:
             torch.addmm(bias_O, x_NI, W_OI.T, out=y_NO)
-        seen_NI, mask_NI = x_NI.to(A_RI.dtype), None
+        seen_NI, mask_NI, state = x_NI.to(A_RI.dtype), None, None
         if dropout:
-            seen_NI, mask_NI = torch.native_dropout(seen_NI, dropout, True)
+            state = _state(x)
+            seen_NI, mask_NI = _dropped(seen_NI, dropout)
         h_NR = seen_NI @ A_RI.T
         if y.dtype == h_NR.dtype:
             y_NO.addmm_(h_NR, B_OR.T, alpha=scaling)
@@ -95,15 +97,18 @@ class _LoraLinear(torch.autograd.Function):
         ctx.recipe, made_of = left or (None, (x,))
         if ctx.recipe is not None:
             ctx.recipe.join()
-        ctx.save_for_backward(mask_NI, h_NR, W_OI, A_RI, B_OR, *made_of)
-        ctx.scaling, ctx.kept = scaling, 1 - dropout
+        mask_NI = mask_NI if state is None else None
+        ctx.save_for_backward(mask_NI, state, h_NR, W_OI, A_RI, B_OR, *made_of)
+        ctx.scaling, ctx.kept, ctx.dropout = scaling, 1 - dropout, dropout
         return y
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        mask_NI, h_NR, W_OI, A_RI, B_OR, *made_of = ctx.saved_tensors
+        mask_NI, state, h_NR, W_OI, A_RI, B_OR, *made_of = ctx.saved_tensors
         x = made_of[0] if ctx.recipe is None else ctx.recipe.again(made_of)
         gy_NO, x_NI = gy.reshape(-1, W_OI.shape[0]), x.reshape(-1, W_OI.shape[1])
+        if state is not None:
+            mask_NI = _redrawn(x_NI.detach().to(A_RI.dtype), ctx.dropout, state)
         wide_NO = gy_NO.to(A_RI.dtype)
         if (
             torch.is_grad_enabled()
@@ -124,6 +129,42 @@ class _LoraLinear(torch.autograd.Function):
         if ctx.needs_input_grad[4]:
             gB_OR = (wide_NO.T @ h_NR) * ctx.scaling
         return gx, None, None, gA_RI, gB_OR, None, None, None
+
+
+def _dropped(x_NI: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
+    """What dropout leaves of x, scaled up, and its mask; which number falls where depends on nothing but the shape."""
+    x_NI = x_NI.contiguous()
+    if x_NI.data_ptr() % 16:  # CUDA's kernel deals numbers otherwise to what it cannot read four at a time
+        x_NI = x_NI.clone()
+    return torch.native_dropout(x_NI, dropout, True)
+
+
+def _state(x: Tensor) -> Tensor | None:
+    """The state from which dropout's mask can be drawn again; None where it is better kept itself."""
+    generator = _generator(x.device)
+    state = None if generator is None else generator.get_state()
+    return state if state is not None and state.nbytes < x.numel() else None
+
+
+def _redrawn(x_NI: Tensor, dropout: float, state: Tensor) -> Tensor:
+    """The mask that dropout drew when its generator had this state; the generator is left as it is now."""
+    generator = _generator(x_NI.device)
+    assert generator is not None  # the state is one of its
+    now = generator.get_state()
+    generator.set_state(state)
+    try:
+        return _dropped(x_NI, dropout)[1]
+    finally:
+        generator.set_state(now)
+
+
+def _generator(device: torch.device) -> torch.Generator | None:
+    """What dropout draws from on a device, where its state can be taken and given back."""
+    if device.type == "cpu":
+        return torch.default_generator
+    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        return torch.cuda.default_generators[device.index]
+    return None
 
 
 def _seen(x_NI: Tensor, mask_NI: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -11,13 +11,14 @@ from typing import Any, ClassVar, Self, Unpack
 import torch
 from torch import nn
 
-from peftcli.adapters.config import PeftConfig, TaskType
+from peftcli.adapters.config import PeftConfig, PeftType, TaskType
 from peftcli.adapters.engine import AdaptedModel
 from peftcli.adapters.method import AddOptions
 from peftcli.adapters.prompted import PromptedModel
 from peftcli.errors import AdapterError
 from peftcli.hub import HubOptions
 from peftcli.peft import prompt_forward, prompt_generation
+from peftcli.peft.fused_experts import fuse_experts
 from peftcli.peft.saving import Saved
 from peftcli.peft.storage import LoadResult, load_peft_weights, set_peft_model_state_dict
 from peftcli.peft.trainer import labelled, sign_as
@@ -147,6 +148,8 @@ class PeftModel(Saved):
         is_new = adapter_name not in self.peft_config
         if is_new:
             config = PeftConfig.from_pretrained(model_id, subfolder, **hub)
+            if config.peft_type == PeftType.LORA:
+                config, weights = fuse_experts(config, weights, self.get_base_model())
             config.inference_mode = not is_trainable
             self._add(adapter_name, config, _options(autocast_adapter_dtype, loaded=True), strict=False)
         else:
@@ -206,6 +209,8 @@ class PeftModel(Saved):
         _refuse_offload(ephemeral_gpu_offload)
         weights = load_peft_weights(model_id, torch_device, key_mapping, subfolder, **hub)
         config = config or PeftConfig.from_pretrained(model_id, subfolder, **hub)
+        if config.peft_type == PeftType.LORA:
+            config, weights = fuse_experts(config, weights, model)
         config = dataclasses.replace(config, inference_mode=not is_trainable)
         kind: Any = cls if cls.mixed else BY_TASK.get(str(config.task_type), cls)
         adapted: Self = kind(

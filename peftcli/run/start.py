@@ -7,7 +7,7 @@ trained: anyone can load them, and a run that goes on from one starts where it s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -54,9 +54,14 @@ def find_start(
 
     Raises:
         AdapterError: the method cannot start so on this base.
-        DataError: there are no rows.
+        DataError: there are no rows, or none that it could learn from.
         MemoryLimitError: out of memory.
     """
+    rows = inputs.prepared.train
+    if config.reads_inputs and isinstance(rows, Sequence):  # rows that are streamed are seen but once
+        reader: Method = resolve(ENGINES, str(config.peft_type), what="peft_type")()
+        if line := reader.about(config, (row["input_ids"] for row in rows)):
+            say(line)
     if not (config.starts_from_data or config.changes_base):
         return
     method: Method = resolve(ENGINES, str(config.peft_type), what="peft_type")()

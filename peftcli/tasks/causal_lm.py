@@ -220,6 +220,11 @@ class CausalLM(Task):
             self._check_prompt(tuner)
         if not self._packing:
             return
+        if any(config.reads_inputs for config in getattr(model, "peft_config", {}).values()):
+            raise ModelError(
+                "data.packing: alora_invocation_tokens are looked for once in all the rows that are packed together; "
+                "set data.packing to false"
+            )
         self._flat = "flash" in str(getattr(getattr(base, "config", None), "_attn_implementation", ""))
         if "position_ids" not in parameters(base):
             problem = "takes no position_ids, which say where rows start"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from peftcli.kernels.lora_linear import Weights, fused, reference, without_gradient
 
@@ -113,7 +117,7 @@ def test_without_gradients_the_values_are_the_same(bias: bool, shape: tuple[int,
 
 
 @pytest.mark.parametrize(("dropout", "shapes"), [(0.0, [(15, 2)]), (0.3, [(15, 7), (15, 2)])])
-def test_only_the_input_the_rank_r_product_and_a_mask_are_kept_for_the_backward_pass(
+def test_only_the_input_the_rank_r_product_and_a_small_mask_are_kept_for_the_backward_pass(
     dropout: float, shapes: list[tuple[int, ...]]
 ):
     kept: list[torch.Tensor] = []
@@ -129,3 +133,83 @@ def test_only_the_input_the_rank_r_product_and_a_mask_are_kept_for_the_backward_
     extra = [tensor for tensor in kept if tensor.data_ptr() not in own]
     assert [tuple(tensor.shape) for tensor in extra] == shapes
     assert [tensor.dtype for tensor in extra] == [torch.bool, torch.float32][-len(shapes) :]
+
+
+def large(
+    function: Callable[..., torch.Tensor], *, turned: bool = False, dtype: torch.dtype = torch.bfloat16
+) -> list[torch.Tensor]:
+    """Values and gradients where dropout's mask is larger than its generator's state, and the next random number."""
+    torch.manual_seed(2)
+    x = torch.randn(96, 160, dtype=dtype) if turned else torch.randn(2, 80, 96, dtype=dtype)
+    x.requires_grad_()
+    a, b = (torch.randn(shape, requires_grad=True) for shape in ((2, 96), (4, 2)))
+    weights = Weights(torch.randn(4, 96, dtype=dtype), None, a, b, 1.7)
+    y = function(x.T if turned else x, weights, 0.4) + function(x.T if turned else x, weights, 0.2)
+    torch.rand(3)  # numbers that are drawn in between
+    y.pow(2).sum().backward()
+    return [y, x.grad, a.grad, b.grad, torch.rand(1)]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_mask_drawn_again_is_the_one_that_was_and_no_number_is_lost(dtype: torch.dtype, turned: bool):
+    found = large(fused, turned=turned, dtype=dtype)
+    *_, number = expected = large(reference, turned=turned, dtype=dtype)
+    assert torch.equal(found[-1], number)
+    for ours, theirs in (
+        zip(found, expected, strict=True) if not turned else ()
+    ):  # turned, it is dealt otherwise
+        assert (ours - theirs).norm() <= (1e-2 if dtype == torch.bfloat16 else 1e-6) * theirs.norm()
+    for context in (
+        torch.autograd.graph.save_on_cpu(),
+        torch.autograd.graph.saved_tensors_hooks(
+            lambda t: t.clone(memory_format=torch.contiguous_format), _same
+        ),
+    ):
+        with context:
+            again = large(fused, turned=turned, dtype=dtype)
+        assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+
+    def checkpointed(*args: Any) -> torch.Tensor:
+        return checkpoint(fused, *args, use_reentrant=False)
+
+    again = large(checkpointed, turned=turned, dtype=dtype)
+    assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+
+
+def test_what_is_kept_of_a_large_input_is_the_generator_s_state_and_no_mask():
+    kept: list[tuple[int, ...]] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, _same):
+        large(fused)
+    assert not any(tensor == (160, 96) for tensor in kept)
+    assert kept.count((5056,)) == 2
+
+
+def test_a_second_backward_pass_and_a_gradient_of_the_gradient_see_the_same_mask():
+    torch.manual_seed(0)
+    x = torch.randn(70, 80, dtype=torch.float64, requires_grad=True)
+    a, b = torch.randn(2, 80, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
+    weights = Weights(
+        torch.zeros(3, 80, dtype=torch.float64), None, a.requires_grad_(), b.requires_grad_(), 1.0
+    )
+    loss = fused(x, weights, 0.5).pow(2).sum()
+    first = torch.autograd.grad(loss, [x, a, b], retain_graph=True)
+    second = torch.autograd.grad(loss, [x, a, b], create_graph=True)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    found = torch.autograd.grad(second[0].pow(2).sum(), [a, b])
+    torch.manual_seed(0)
+    torch.randn(70, 80, dtype=torch.float64)
+    torch.randn(2, 80, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
+    other = reference(x, weights, 0.5).pow(2).sum()
+    (gradient,) = torch.autograd.grad(other, [x], create_graph=True)
+    expected = torch.autograd.grad(gradient.pow(2).sum(), [a, b])
+    torch.testing.assert_close(found, expected)
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor

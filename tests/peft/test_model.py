@@ -224,7 +224,7 @@ def test_each_adapter_has_its_own_head():
         model.set_adapter(["default", "other"])
 
 
-@pytest.mark.parametrize("name", ["", "a.b", "a/b"])
+@pytest.mark.parametrize("name", ["", "a.b", "a/b", "keys", "training"])
 def test_names_that_would_break_keys_or_folders_are_refused(name: str):
     with pytest.raises(AdapterError, match="cannot name an adapter"):
         get_peft_model(base(), config(), adapter_name=name)

@@ -109,6 +109,10 @@ def _checked(
         raise AdapterError("adapters on parameters (target_parameters) cannot be combined")
     if any(config.use_dora for config in configs):
         raise AdapterError("adapters with DoRA are no sums; they cannot be combined")
+    if any(config.alora_invocation_tokens != configs[0].alora_invocation_tokens for config in configs):
+        raise AdapterError(
+            "the adapters are called by different alora_invocation_tokens; they cannot be combined"
+        )
     training = [name for name, config in zip(adapters, configs, strict=True) if config.trains_tokens]
     if len(training) > 1:
         raise AdapterError(f"{', '.join(training)} each train tokens (trainable_token_indices)")

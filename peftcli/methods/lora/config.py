@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 from peftcli.adapters import checks
-from peftcli.adapters.config import PeftType
+from peftcli.adapters.config import PeftType, TaskType
 from peftcli.adapters.targeted import LayeredConfig
 from peftcli.adapters.token_config import TokensConfig
 from peftcli.errors import did_you_mean
@@ -49,6 +49,14 @@ def _or_none(check: checks.Check) -> checks.Check:
 
 def _bias(value: Any) -> str:
     return "" if value in BIASES else f"{checks.shown(value)} is not one of: {', '.join(BIASES)}"
+
+
+def _tokens(value: Any) -> str:
+    """A sequence of token ids, in which one may come twice."""
+    if not isinstance(value, list) or not value:
+        return f"must be a list of token ids, not {checks.shown(value)}"
+    wrong = [item for item in value if isinstance(item, bool) or not isinstance(item, int) or item < 0]
+    return f"must hold token ids from 0 up, not {checks.shown(wrong[0])}" if wrong else ""
 
 
 @dataclass
@@ -106,9 +114,16 @@ class LoraConfig(TokensConfig, LayeredConfig):
         default=False, metadata={"help": "train the weights' magnitudes apart from their directions (DoRA)"}
     )
 
+    alora_invocation_tokens: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "ids of the tokens that call the adapter (aLoRA): it acts from the last place on where a row has "
+            "them, and what comes before is the base's own"
+        },
+    )
+
     METHOD: ClassVar[PeftType | None] = PeftType.LORA
     DEFERRED: ClassVar[Mapping[str, Any]] = {
-        "alora_invocation_tokens": None,
         "arrow_config": None,
         "kasa_config": None,
         "layer_replication": None,
@@ -137,6 +152,7 @@ class LoraConfig(TokensConfig, LayeredConfig):
         "target_modules": _or_none(checks.names_or_expression),
         "target_parameters": _or_none(lambda value: checks.names(value).replace("module", "parameter")),
         "use_dora": checks.boolean,
+        "alora_invocation_tokens": checks.optional(_tokens),
     }
 
     @property
@@ -144,6 +160,16 @@ class LoraConfig(TokensConfig, LayeredConfig):
         """Whether it starts with a part of the base's weights."""
         start = str(self.init_lora_weights)
         return start in {"olora", "corda", "lora_ga"} or start.startswith("pissa")
+
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether it acts from certain tokens on."""
+        return self.alora_invocation_tokens is not None
+
+    @property
+    def never_merges(self) -> str:
+        """With aLoRA: the tokens before must not see it."""
+        return "acts only from its alora_invocation_tokens on" if self.reads_inputs else ""
 
     @property
     def starts_from_data(self) -> bool:
@@ -160,6 +186,14 @@ class LoraConfig(TokensConfig, LayeredConfig):
         for name in ("lora_dropout", "use_dora", "fan_in_fan_out") if self.target_parameters else ():
             if getattr(self, name):
                 problems.append((name, "does not go together with target_parameters; leave it out"))
+        if self.reads_inputs:
+            if self.task_type not in (None, TaskType.CAUSAL_LM):
+                problems.append(
+                    ("alora_invocation_tokens", "is for models with the task_type CAUSAL_LM only")
+                )
+            for name in ("use_dora", "target_parameters"):
+                if getattr(self, name):
+                    problems.append((name, "does not go together with alora_invocation_tokens; leave it out"))
         for name, kind in START_CONFIGS.items():
             found = kind.problems(getattr(self, name) or None)
             problems += [(f"{name}.{part}" if part else name, message) for part, message in found]

@@ -21,7 +21,7 @@ from peftcli.methods.lora.config import LoraConfig
 from peftcli.methods.lora.layer import LoraLayer
 
 # What the layers, and compiled code, were made for.
-_FIXED = ("use_dora", "lora_dropout")
+_FIXED = ("use_dora", "lora_dropout", "alora_invocation_tokens")
 
 
 @torch.no_grad()

@@ -114,7 +114,7 @@ class Kaiming(Start):
             nn.init.normal_(layer.lora_embedding_B[name])
             return
         self.fill(weight_of(layer.lora_A[name]), layer.r[name])
-        nn.init.zeros_(weight_of(layer.lora_B[name]))
+        weight_of(layer.lora_B[name]).zero_()
 
     def fill(self, weight: torch.Tensor, rank: int) -> None:  # noqa: ARG002  (others need it)
         """A's values."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from peftcli.adapters.base import AdapterLayer, SavedTensor, rows_of
+from peftcli.adapters.blank import blank, put
 from peftcli.adapters.method import AddOptions
 from peftcli.adapters.plain import is_called_plainly
 from peftcli.adapters.weights import adapter_dtype, base_weight, exact, weight_of
@@ -28,6 +29,16 @@ from peftcli.kernels.lora_linear import Weights, fused, without_gradient
 from peftcli.methods.lora.config import LoraConfig
 from peftcli.methods.lora.starts import STRATEGIES, strategy_of
 from peftcli.methods.lora.variants import VARIANTS, Variant
+
+_VALUES = ("r", "lora_alpha", "scaling", "use_rslora", "use_dora", "lora_variant")
+_CONTAINERS: dict[str, type[nn.Module]] = {
+    "lora_dropout": nn.ModuleDict,
+    "lora_A": nn.ModuleDict,
+    "lora_B": nn.ModuleDict,
+    "lora_embedding_A": nn.ParameterDict,
+    "lora_embedding_B": nn.ParameterDict,
+    "lora_magnitude_vector": nn.ModuleDict,
+}
 
 
 class LoraLayer(AdapterLayer):
@@ -56,6 +67,12 @@ class LoraLayer(AdapterLayer):
     use_rslora: dict[str, bool]
     use_dora: dict[str, bool]
     lora_variant: dict[str, Variant]
+    lora_dropout: nn.ModuleDict
+    lora_A: nn.ModuleDict  # noqa: N815  (PEFT's names)
+    lora_B: nn.ModuleDict  # noqa: N815
+    lora_embedding_A: nn.ParameterDict  # noqa: N815
+    lora_embedding_B: nn.ParameterDict  # noqa: N815
+    lora_magnitude_vector: nn.ModuleDict
 
     takes_adapter_names = True
     # The parameter of the base layer that adapters are on.
@@ -67,14 +84,8 @@ class LoraLayer(AdapterLayer):
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
         # Past nn.Module's own way of setting an attribute, which is slow: a mixture of experts has thousands of layers.
-        vars(self).update({name: {} for name in ("r", "lora_alpha", "scaling", "use_rslora", "use_dora")})
-        vars(self)["lora_variant"] = {}
-        self.lora_dropout = nn.ModuleDict()
-        self.lora_A = nn.ModuleDict()
-        self.lora_B = nn.ModuleDict()
-        self.lora_embedding_A = nn.ParameterDict()
-        self.lora_embedding_B = nn.ParameterDict()
-        self.lora_magnitude_vector = nn.ModuleDict()
+        vars(self).update({name: {} for name in _VALUES})
+        self._modules.update({name: blank(kind) for name, kind in _CONTAINERS.items()})
 
     @abstractmethod
     def make_factors(self, name: str, r: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -117,8 +128,10 @@ class LoraLayer(AdapterLayer):
         self.use_rslora[name], self.use_dora[name] = config.use_rslora, config.use_dora
         self.set_scale(name, 1.0)
         drops = config.lora_dropout and self.drops_inputs
-        self.lora_dropout[name] = nn.Dropout(config.lora_dropout) if drops else nn.Identity()
-        self.lora_variant[name] = VARIANTS["dora" if config.use_dora else "plain"]
+        put(self.lora_dropout, name, nn.Dropout(config.lora_dropout) if drops else blank(nn.Identity))
+        self.lora_variant[name] = VARIANTS[
+            "dora" if config.use_dora else "activated" if config.reads_inputs else "plain"
+        ]
         self.make_factors(name, r, weight.device, dtype)
         strategy = strategy_of(config)
         if (
@@ -172,27 +185,34 @@ class LoraLayer(AdapterLayer):
                 yield item
 
     def forward(
-        self, x: torch.Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any
+        self,
+        x: torch.Tensor,
+        *args: Any,
+        adapter_names: Sequence[str] | None = None,
+        alora_offsets: Mapping[str, torch.Tensor] | None = None,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """The base layer's output, with what the active adapters add, in the base layer's dtype.
 
-        With `adapter_names` each row has the adapter of that name.
+        With `adapter_names` each row has the adapter of that name. `alora_offsets` has for each adapter with aLoRA on
+        how many of each row's last tokens it acts.
         """
         if self._disable_adapters and self.merged_adapters:
             self.unmerge()
         result: torch.Tensor = self.base_layer(x, *args, **kwargs)
         if self._disable_adapters or self.merged_adapters:
             return result
-        dtype = result.dtype
+        dtype, given = result.dtype, alora_offsets or {}
         if adapter_names is not None:
             for name, rows in rows_of(adapter_names, x).items():
                 if name in self.r:
-                    changed = self.lora_variant[name].forward(self, name, x[rows], result[rows])
+                    offsets = given[name][rows] if name in given else None
+                    changed = self.lora_variant[name].forward(self, name, x[rows], result[rows], offsets)
                     result[rows] = changed.to(dtype)
             return result
         for name in self._active_adapter:
             if name in self.r:
-                result = self.lora_variant[name].forward(self, name, x, result)
+                result = self.lora_variant[name].forward(self, name, x, result, given.get(name))
         return result.to(dtype)
 
     def _own_active(self) -> list[str]:
@@ -218,8 +238,8 @@ class Linear(LoraLayer):
 
     def make_factors(self, name: str, r: int, device: torch.device, dtype: torch.dtype) -> None:
         """A (r, inputs) and B (outputs, r), each in a linear layer, as PEFT has them."""
-        self.lora_A[name] = _linear(self.in_features, r, device, dtype)
-        self.lora_B[name] = _linear(r, self.out_features, device, dtype)
+        put(self.lora_A, name, _linear(self.in_features, r, device, dtype))
+        put(self.lora_B, name, _linear(r, self.out_features, device, dtype))
 
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The weights of both layers."""
@@ -252,6 +272,8 @@ class Linear(LoraLayer):
         """What the fused operations take, or None where they would not give what `LoraLayer.forward` gives."""
         name = self._active_adapter[0] if len(self._active_adapter) == 1 else ""
         if name not in self.r or self._disable_adapters or self.merged_adapters:
+            return None
+        if not self.lora_variant[name].acts_everywhere:
             return None
         base = _inside(self, "base_layer")
         A, B = _inside(self, "lora_A", name), _inside(self, "lora_B", name)
@@ -320,9 +342,8 @@ def _fit(x: torch.Tensor, weights: Weights) -> bool:
 
 def _linear(inputs: int, outputs: int, device: torch.device, dtype: torch.dtype) -> nn.Linear:
     """A linear layer whose weight is not initialised, which its maker does anyway."""
-    layer = nn.Linear.__new__(nn.Linear)
-    nn.Module.__init__(layer)
-    layer.in_features, layer.out_features = inputs, outputs
-    layer.weight = nn.Parameter(torch.empty(outputs, inputs, device=device, dtype=dtype))
-    layer.register_parameter("bias", None)
+    layer = blank(nn.Linear, 1, 1)
+    layer.__dict__.update(in_features=inputs, out_features=outputs)
+    weight = nn.Parameter(torch.empty(outputs, inputs, device=device, dtype=dtype))
+    layer._parameters.update(weight=weight, bias=None)  # noqa: SLF001  (past `__setattr__`, as above)
     return layer

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
@@ -12,13 +13,22 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from peftcli.adapters.base import AdapterLayer, Site
-from peftcli.adapters.method import AddOptions, Method, Sample, bare, reads_past, settle_fan_in_fan_out
+from peftcli.adapters.method import (
+    AddOptions,
+    Call,
+    Method,
+    Sample,
+    bare,
+    reads_past,
+    settle_fan_in_fan_out,
+)
 from peftcli.adapters.naming import complain, similar
 from peftcli.adapters.patterns import by_pattern, matches
 from peftcli.adapters.targets import find_parameters, find_targets
 from peftcli.adapters.updates import Product, Update
 from peftcli.adapters.weights import is_quantized
 from peftcli.errors import AdapterError
+from peftcli.methods.lora.activation import activated, uncalled
 from peftcli.methods.lora.combine import add_weighted_adapter
 from peftcli.methods.lora.config import LoraConfig
 from peftcli.methods.lora.conv import BY_TYPE as CONVOLUTIONS
@@ -48,8 +58,14 @@ class LoraMethod(Method):
         if site.parameter:
             return parameter_problem(site)
         base: Any = bare(site.module)
-        if _layer_class(base) is None:
-            return f"{site.name} is a {type(base).__name__}; LoRA takes {SUPPORTED}"
+        kind = _layer_class(base)
+        if kind is None or (config.reads_inputs and kind is not Linear):
+            takes = (
+                "alora_invocation_tokens takes nn.Linear and Conv1D"
+                if config.reads_inputs
+                else f"LoRA takes {SUPPORTED}"
+            )
+            return f"{site.name} is a {type(base).__name__}; {takes}"
         if reads_past(site):
             return f"{site.name}: Mamba's kernels read this layer's weight past the adapter; leave it out"
         if nested := self._nested_problem(site, config):
@@ -117,6 +133,8 @@ class LoraMethod(Method):
                     complain(
                         f"{field}: {key!r} matches no adapted module{similar(key, names)}", strict=strict
                     )
+        if config.reads_inputs and config.task_type is None:
+            complain("alora_invocation_tokens needs the task_type CAUSAL_LM; set it", strict=strict)
         start = strategy_of(config)
         for site in sites:
             if message := start.problem(self._rank(config, site.name)):
@@ -130,6 +148,14 @@ class LoraMethod(Method):
         self._check_found(sites, config, strict=strict)
         self._check_others(config, others)
         self._complete(sites, config)
+
+    def during(self, tuner: Any, names: Sequence[str], call: Call) -> AbstractContextManager[None]:
+        """Tells layers with aLoRA where it acts."""
+        return activated(tuner, names, call)
+
+    def about(self, config: LoraConfig, rows: Iterable[Sequence[int]]) -> str:
+        """In how many aLoRA would not act."""
+        return uncalled(rows, config.alora_invocation_tokens or ())
 
     def since(
         self, state: dict[str, torch.Tensor], initial: Mapping[str, torch.Tensor], config: LoraConfig

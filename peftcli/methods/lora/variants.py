@@ -1,4 +1,7 @@
-"""What an adapter adds to a layer: plainly B A, or with DoRA's magnitudes. A layer holds one of these per adapter."""
+"""What an adapter adds to a layer: plainly B A, with DoRA's magnitudes, or from certain tokens on (aLoRA).
+
+A layer holds one of these per adapter.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import torch
 from torch import nn
 
 from peftcli.adapters.weights import HALF, base_weight, weight_of
+from peftcli.errors import AdapterError
 from peftcli.methods.lora.caching import remembered
 
 if TYPE_CHECKING:
@@ -18,6 +22,9 @@ if TYPE_CHECKING:
 class Variant(ABC):
     """How A and B act on a layer. Stateless: weights live on the layer."""
 
+    # Whether it acts on all that a layer is given; if not, it must be told on what.
+    acts_everywhere = True
+
     def add(self, layer: LoraLayer, name: str) -> None:  # noqa: B027  (most variants need nothing)
         """Makes what the variant needs beside A and B."""
 
@@ -26,8 +33,18 @@ class Variant(ABC):
         return None
 
     @abstractmethod
-    def forward(self, layer: LoraLayer, name: str, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
-        """The layer's output with this adapter: `result` is what it was without."""
+    def forward(
+        self,
+        layer: LoraLayer,
+        name: str,
+        x: torch.Tensor,
+        result: torch.Tensor,
+        offsets_B: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The layer's output with this adapter: `result` is what it was without.
+
+        `offsets_B` says of each row how many of its last tokens a variant acts on that does not act everywhere.
+        """
 
     @abstractmethod
     def merged(self, layer: LoraLayer, name: str, W_OI: torch.Tensor, sum_OI: torch.Tensor) -> torch.Tensor:
@@ -37,7 +54,14 @@ class Variant(ABC):
 class Plain(Variant):
     """W + scaling · B A."""
 
-    def forward(self, layer: LoraLayer, name: str, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        layer: LoraLayer,
+        name: str,
+        x: torch.Tensor,
+        result: torch.Tensor,
+        offsets_B: torch.Tensor | None = None,  # noqa: ARG002  (only aLoRA asks)
+    ) -> torch.Tensor:
         """Adds scaling · B A dropout(x)."""
         return result + layer.update(name, layer.lora_dropout[name](x)) * layer.scaling[name]
 
@@ -71,7 +95,14 @@ class Dora(Variant):
             norm_O.to(dtype).reshape(layer.magnitude_shape(len(norm_O)))
         )
 
-    def forward(self, layer: LoraLayer, name: str, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        layer: LoraLayer,
+        name: str,
+        x: torch.Tensor,
+        result: torch.Tensor,
+        offsets_B: torch.Tensor | None = None,  # noqa: ARG002  (only aLoRA asks)
+    ) -> torch.Tensor:
         """Adds (m / norm - 1) · W x + (m / norm) · scaling · B A x; dropout acts on both x, as in PEFT."""
         dropout = layer.lora_dropout[name]
         if layer.training and not isinstance(dropout, nn.Identity):
@@ -110,9 +141,52 @@ class Dora(Variant):
             return norm_O
 
 
+class Activated(Variant):
+    """W + scaling · B A on a row's last tokens, from its invocation tokens on; W alone on those before.
+
+    Greenewald et al., "Activated LoRA: Fine-tuned LLMs for Intrinsics", 2025, arXiv:2504.12397.
+    """
+
+    acts_everywhere = False
+
+    def forward(
+        self,
+        layer: LoraLayer,
+        name: str,
+        x: torch.Tensor,
+        result: torch.Tensor,
+        offsets_B: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Adds scaling · B A dropout(x) there; nothing where it is not told where, but with gradients (of 0)."""
+        offsets_B = torch.zeros(len(x), device=x.device) if offsets_B is None else offsets_B.to(x.device)
+        if len(offsets_B) != len(x) or x.dim() not in (2, 3):
+            raise AdapterError(
+                f"aLoRA: a layer is given {list(x.shape)} for {len(offsets_B)} rows of tokens, and cannot tell which "
+                "are whose; leave it out of target_modules"
+            )
+        left_T = torch.arange(x.shape[1] if x.dim() == 3 else 1, 0, -1, device=x.device)
+        scale_BT = (left_T <= offsets_B[:, None]) * layer.scaling[name]
+        update = layer.update(name, layer.lora_dropout[name](x))
+        return result + update * (scale_BT if x.dim() == 2 else scale_BT[..., None]).to(update.dtype)
+
+    def merged(
+        self,
+        layer: LoraLayer,  # noqa: ARG002  (there is nothing to make of them)
+        name: str,
+        W_OI: torch.Tensor,  # noqa: ARG002
+        sum_OI: torch.Tensor,  # noqa: ARG002
+    ) -> torch.Tensor:
+        """Refuses, for it is no change of the weight.
+
+        Raises:
+            AdapterError: always.
+        """
+        raise AdapterError(f"{name!r} acts only from its alora_invocation_tokens on: it cannot be merged")
+
+
 def _product(layer: LoraLayer, name: str, dtype: torch.dtype) -> torch.Tensor:
     A_RI, B_OR = layer.factors(name)
     return (B_OR.to(dtype) @ A_RI.to(dtype)) * layer.scaling[name]
 
 
-VARIANTS: dict[str, Variant] = {"plain": Plain(), "dora": Dora()}
+VARIANTS: dict[str, Variant] = {"plain": Plain(), "dora": Dora(), "activated": Activated()}

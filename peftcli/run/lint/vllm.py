@@ -36,6 +36,8 @@ def findings(adapter: Adapter) -> Iterator[Finding]:
     if values["peft_type"] != "LORA":
         return
     merge = merging(adapter.folder)
+    if values.get("alora_invocation_tokens"):
+        merge = "serve it with PEFT"  # it cannot be merged
     for name in REQUIRED:
         if name not in values:
             yield Finding(name, "is missing, and vLLM needs it", "add it to adapter_config.json")
