@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
-from peftcli.cli.terminal import say
+from peftcli.cli.terminal import answer_json, say
 
 
 def recipes(
@@ -30,7 +29,7 @@ def recipes(
         return
     found = built_in()
     if as_json:
-        print(json.dumps([{"name": each.name, "description": each.description} for each in found], indent=2))
+        answer_json([{"name": each.name, "description": each.description} for each in found])
         return
     width = max((len(each.name) for each in found), default=0)
     for each in found:

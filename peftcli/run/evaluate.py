@@ -57,19 +57,27 @@ class Comparison:
         return [*table, *verdicts]
 
 
-def evaluate(folder: Path, data: str | None, *, batch_size: int | None = None, say: Say) -> Comparison:
+def evaluate(
+    folder: Path,
+    data: str | None,
+    *,
+    batch_size: int | None = None,
+    trust_remote_code: bool = False,
+    say: Say,
+) -> Comparison:
     """Evaluates the adapter in `folder` and its base.
 
     Args:
         folder: a run's.
         data: a file (or Hub data set) to evaluate on; None for the rows that the run held out.
         batch_size: rows at once; None for the recipe's.
+        trust_remote_code: run code that the base brings, where the run did.
         say: gets a line for what the user should know.
 
     Raises:
         PeftcliError: of the kind that says what went wrong.
     """
-    adapted = open_adapted(folder, say)
+    adapted = open_adapted(folder, say, trust_remote_code=trust_remote_code)
     rows = _rows(adapted, data, say)
     settings = adapted.recipe.training.model_copy(
         update={

@@ -77,7 +77,8 @@ def smoke(recipe: Recipe, say: Say) -> Smoked:
 
         trained = train(small, narrow=narrow, say=say)
         loss = trained.outcome.last_eval.get("eval_loss")
-        _check_again(open_adapted(trained.output_dir, say), chosen[0], small, loss)
+        adapted = open_adapted(trained.output_dir, say, trust_remote_code=recipe.trust_remote_code)
+        _check_again(adapted, chosen[0], small, loss)
     say("smoke run: the adapter was saved, loaded again, and gives the same loss")
     lengths: list[int] = getattr(chosen[0].prepared.train, "lengths", [])
     return Smoked(

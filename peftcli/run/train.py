@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
+from peftcli.data.chat import load_template
 from peftcli.errors import RecipeError
 from peftcli.files import write_text
 from peftcli.peft.model import PeftModel, get_peft_model
@@ -197,7 +198,7 @@ def adapted_model(recipe: Recipe, inputs: Inputs, checkpoint: Path | None, say: 
 def lock_of(recipe: Recipe, inputs: Inputs) -> Lock:
     """What the run is, for recipe.lock.yaml."""
     report = inputs.prepared.report
-    template = recipe.data.chat_template or getattr(inputs.processor, "chat_template", None)
+    template = load_template(recipe.data.chat_template) or getattr(inputs.processor, "chat_template", None)
     return make_lock(
         recipe,
         base={
