@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 from peftcli.errors import AdapterError
@@ -35,18 +36,20 @@ def check_head(path: Path) -> None:
             raise AdapterError(f"has a head of {length / 1e6:.0f} MB, which no adapter has", where=str(path))
         text = file.read(length)
 
+    twice: list[str] = []
+
     def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise AdapterError(f"names {twice!r} twice; get it again", where=str(path))
+            twice.append(Counter(name for name, _ in pairs).most_common(1)[0][0])
         return found
 
     try:
         head = json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError):
         return
+    if twice:
+        raise AdapterError(f"names {twice[0]!r} twice; get it again", where=str(path))
     for name, said in head.items() if isinstance(head, dict) else ():
         dtype = said.get("dtype", "F32") if isinstance(said, dict) and name != "__metadata__" else "F32"
         if isinstance(dtype, str) and dtype not in DTYPES:

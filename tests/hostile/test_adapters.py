@@ -137,7 +137,10 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "a rank of 400 digits": ({"r": 10**400}, "must be from 1 to"),
     "a factor of 400 digits": ({"lora_alpha": 10**400}, "must be a finite number"),
     "a dropout that is no number": ({"lora_dropout": float("nan")}, "must be at least 0 and below 1"),
-    "a million targets": ({"target_modules": [f"m{n}" for n in range(10**6)]}, "which no adapter's config is"),
+    "a million targets": (
+        {"target_modules": [f"m{n}" for n in range(10**6)]},
+        "which no adapter's config is",
+    ),
     "a million layers": ({"layers_to_transform": [*range(10**6)]}, "10,000 are the most"),
     "too many saved modules": ({"modules_to_save": [f"m{n}" for n in range(20_000)]}, "10,000 are the most"),
     "too many ranks": ({"rank_pattern": {f"m{n}": 2 for n in range(20_000)}}, "10,000 are the most"),
@@ -174,7 +177,9 @@ def test_a_config_that_is_none_is_one_line(adapter, refused, content):
         assert "adapter_config.json" in refused(4, *command)
 
 
-@pytest.mark.parametrize("base", ["/etc", "../../../../etc", "~", "a\0b", "\x1b[31m/x", "\ud800", "file:///etc/passwd"])
+@pytest.mark.parametrize(
+    "base", ["/etc", "../../../../etc", "~", "a\0b", "\x1b[31m/x", "\ud800", "file:///etc/passwd"]
+)
 def test_a_base_anywhere_on_the_disk_is_read_only_as_a_model(adapter, refused, base):
     change_config(adapter, base_model_name_or_path=base)
     for command in commands(adapter)[1:]:
@@ -191,7 +196,17 @@ def test_auto_mapping_imports_nothing(adapter, tmp_path, monkeypatch, capsys):
             assert run([*map(str, command)]) == 0, capsys.readouterr().err
 
 
-NASTY = r"(?:[a-z_.0-9]+)+\Z!|(.*.*.*.*.*.*.*.*.*.*.*.*)!"
+# Python's `re` never ends with the first two; `regex`, with which names are matched, sees through them.
+CLASSICS = [r"(?:[a-z_.0-9]+)+\Z!", r"(.*.*.*.*.*.*.*.*.*.*.*.*)!", r"(?:a|b|[a-z_.0-9])*x!"]
+NASTY = "".join(f"(?P<g{n}>.*)" for n in range(9)) + "".join(f"(?P=g{n})" for n in range(9)) + "[xyz]"
+
+
+@pytest.mark.parametrize("text", CLASSICS)
+def test_the_classical_expressions_without_end_come_to_one(adapter, refused, text):
+    change_config(adapter, target_modules=text)
+    assert "matches no whole module name" in refused(4, *commands(adapter)[1])
+
+
 PATTERNS: dict[str, dict[str, Any]] = {
     "target_modules": {"target_modules": NASTY},
     "exclude_modules": {"exclude_modules": NASTY},
@@ -215,7 +230,13 @@ def test_expressions_mean_what_re_makes_of_them():
 
     from peftcli.adapters.patterns import Expression
 
-    names = ["model.layers.10.self_attn.q_proj", "lm_head", "model.layers.1.mlp.down_proj", "h.0.attn.c_attn", ""]
+    names = [
+        "model.layers.10.self_attn.q_proj",
+        "lm_head",
+        "model.layers.1.mlp.down_proj",
+        "h.0.attn.c_attn",
+        "",
+    ]
     for text in (r".*\.(q|v)_proj", r".*(self_attn|mlp).*proj", r"model\.layers\.\d+\..*", "lm_head", r"(?i).*Q_PROJ",
                  r"(?!lm).*", r".*layers\.(1|10)\..*_proj$", r"^h\.\d+\..+", r".{0,7}", r"[^.]*"):  # fmt: skip
         for name in names:
@@ -228,7 +249,11 @@ def test_expressions_mean_what_re_makes_of_them():
 def test_names_in_an_adapter_reach_no_terminal_as_they_are(adapter, tmp_path, capsys):
     steering = "base_model.model.\x1b[2J\x9b31m\u202eevil.lora_A.weight"
     change_tensors(adapter, lambda tensors: tensors | {steering: torch.ones(2, 2)})
-    for command in (*commands(adapter), ["inspect", adapter, "--json"], ["check", adapter, "--target", "peft"]):
+    for command in (
+        *commands(adapter),
+        ["inspect", adapter, "--json"],
+        ["check", adapter, "--target", "peft"],
+    ):
         with watched(tmp_path):
             run([*map(str, command)])
         said = "".join(capsys.readouterr())
