@@ -49,7 +49,7 @@ sys.addaudithook(_hook)
 
 @contextmanager
 def watched(folder: Path) -> Iterator[None]:
-    """Within it nothing may be written outside the folder, nobody called, no code run, and time and memory are bounded."""
+    """Within it: no writing outside the folder, no call, no code run, and time and memory within bounds."""
     seen: list[str] = []
     begun, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     _armed.append((folder.resolve(), seen))
