@@ -190,6 +190,7 @@ def _turns() -> Iterator[str]:
 def _answer_rows(
     generator: Generator, rows: list[PromptRow], output: Path | None, batch_size: int, *, as_json: bool
 ) -> None:
+    from peftcli.run.answers import CompletionsAnswer
     from peftcli.run.prompts import answer as answer_rows
     from peftcli.run.prompts import lines, write_completions
 
@@ -201,7 +202,7 @@ def _answer_rows(
         write_completions(output, rows, answers)
         say(f"{output}: {len(rows)} rows")
         if as_json:
-            summary = {"output": str(output), "rows": len(rows), "cut": cut}
+            summary: CompletionsAnswer = {"output": str(output), "rows": len(rows), "cut": cut}
             answer_json(summary)
     elif as_json:
         results = [{**row.row, **added} for row, added in zip(rows, answers, strict=True)]

@@ -46,6 +46,7 @@ def predict(
     """
     if output is not None:
         check_output(output, input)
+    from peftcli.run.answers import RowsAnswer
     from peftcli.run.predict import lines, write_predictions
     from peftcli.run.predict import predict as run_predict
 
@@ -63,7 +64,8 @@ def predict(
         write_predictions(output, predictions)
         say(f"{output}: {len(predictions):,} rows")
         if as_json:
-            answer_json({"output": str(output), "rows": len(predictions)}, indent=None)
+            summary: RowsAnswer = {"output": str(output), "rows": len(predictions)}
+            answer_json(summary, indent=None)
     elif as_json:
         answer_json([each.as_dict() for each in predictions])
     else:

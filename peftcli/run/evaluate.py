@@ -13,6 +13,7 @@ from peftcli.data.prepare import MapRows, prepare, prepare_rows
 from peftcli.data.report import SourceReport
 from peftcli.errors import RecipeError
 from peftcli.run.adapted import Adapted, open_adapted
+from peftcli.run.answers import EvalAnswer
 from peftcli.run.verdicts import judge
 from peftcli.train.evaluate import evaluate as run_evaluation
 from peftcli.train.failures import memory_errors
@@ -34,7 +35,7 @@ class Comparison:
     gates: dict[str, bool]
     is_first: bool
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> EvalAnswer:
         """For `--json`."""
         return {
             "adapter_dir": str(self.folder),

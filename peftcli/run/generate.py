@@ -19,6 +19,7 @@ from peftcli.data.prompt import Prompt, prompt_ids
 from peftcli.data.tokens import token_ids
 from peftcli.errors import DataError, MemoryLimitError, ModelError, RecipeError
 from peftcli.models.load import Base, load_config, load_model, resolve_base
+from peftcli.run.answers import CompletionAnswer
 from peftcli.run.folder import RunFolder, open_run, refuse_unread_code, warn_of_another_base
 from peftcli.run.sampling import Sampling
 from peftcli.run.stream import Stream, whole_characters
@@ -36,7 +37,7 @@ class Completion:
     tokens: int
     finish_reason: str
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> CompletionAnswer:
         """The keys of a JSON row."""
         return {"generated_text": self.text, "tokens": self.tokens, "finish_reason": self.finish_reason}
 

@@ -25,6 +25,7 @@ from peftcli.models.load import Base, load_model, resolve_base
 from peftcli.models.quiet import bars_on_terminals_only
 from peftcli.peft.model import PeftModel
 from peftcli.peft.storage import read_config
+from peftcli.run.answers import MergeAnswer
 from peftcli.run.bare import BareBase, bare_base
 from peftcli.run.drift import Drift, drift, outputs, sample_inputs
 from peftcli.run.folder import RunFolder, open_run, refuse_unread_code, warn_of_another_base
@@ -52,7 +53,7 @@ class Merged:
         """Of all files, in bytes."""
         return sum(self.files.values())
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> MergeAnswer:
         """For `--json`."""
         return {
             "output": str(self.output),

@@ -146,4 +146,4 @@ def answer(generator: Generator, rows: Sequence[PromptRow], batch_size: int) -> 
             prompts.append(generator.encode(row.prompt))
         except DataError as error:
             raise DataError(error.message, where=row.where) from error
-    return [completion.as_dict() for completion in generator.complete(prompts, batch_size)]
+    return [dict(completion.as_dict()) for completion in generator.complete(prompts, batch_size)]

@@ -25,6 +25,7 @@ from peftcli.models.load import load_config, resolve_base
 from peftcli.models.quiet import bars_on_terminals_only
 from peftcli.recipe.schema import Recipe
 from peftcli.run.adapted import Adapted, open_adapted
+from peftcli.run.answers import SmokeAnswer
 from peftcli.run.inputs import Inputs, Say
 from peftcli.run.train import train
 from peftcli.tasks.base import Task
@@ -47,7 +48,7 @@ class Smoked:
     rows: int
     longest: int
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> SmokeAnswer:
         """For `--json`."""
         return {
             "ok": True,

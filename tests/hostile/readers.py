@@ -209,8 +209,8 @@ def seeds() -> dict[str, list[bytes]]:
         "answers": [b'{"prompt": "a", "generated_text": "b", "tokens": 1}', b'{"prompt": "a"}'],
         "labels": [b'{"id2label": {"0": "a", "1": "b"}}'],
         "lock": [
-            b"recipe: {base_model: x, data: {train: [{path: a}]}}\nbase: {}\ndata: {}\nversions: {}\n"
-            b"chat_template: null\n"
+            b"recipe: {base_model: x, data: {train: [{path: a}]}}\n"
+             b"base: {}\ndata: {}\nversions: {}\nchat_template: null\n"
         ],
         "manifest": [b'{"step": 1, "files": {"trainer_state.json": "00"}}'],
         "progress": [b'{"global_step": 1}', b'{"items": [["a", {"tensor": "x"}]]}'],
