@@ -90,7 +90,7 @@ def adapter(job: Job) -> None:
 
 
 def diverged(job: Job) -> None:
-    changes = ("training.learning_rate=1e30", "training.max_steps=12", "training.max_grad_norm=0")
+    changes = ("training.learning_rate=1e38", "training.max_steps=12", "training.max_grad_norm=0")
     assert "NaN or infinite" in job.train(*changes, status=5)
 
 

@@ -30,6 +30,13 @@ from peftcli.tasks.labels import LABELS_NAME, Labels
 from peftcli.train.state import MANIFEST, PROGRESS, TRAINING, read_checkpoint
 
 CONFIG = b'{"peft_type": "LORA", "base_model_name_or_path": "x", "target_modules": ["q"]}'
+LOCK = b"""
+recipe: {base_model: x, data: {train: [{path: a}]}}
+base: {}
+data: {}
+versions: {}
+chat_template: null
+"""
 MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
@@ -208,10 +215,7 @@ def seeds() -> dict[str, list[bytes]]:
         "metrics": [b'{"step": 1, "loss": 1.5}\n{"step": 2, "eval_loss": 0.5}\n'],
         "answers": [b'{"prompt": "a", "generated_text": "b", "tokens": 1}', b'{"prompt": "a"}'],
         "labels": [b'{"id2label": {"0": "a", "1": "b"}}'],
-        "lock": [
-            b"recipe: {base_model: x, data: {train: [{path: a}]}}\n"
-             b"base: {}\ndata: {}\nversions: {}\nchat_template: null\n"
-        ],
+        "lock": [LOCK],
         "manifest": [b'{"step": 1, "files": {"trainer_state.json": "00"}}'],
         "progress": [b'{"global_step": 1}', b'{"items": [["a", {"tensor": "x"}]]}'],
     }  # fmt: skip
