@@ -201,7 +201,8 @@ def _check_again(adapted: Adapted, inputs: Inputs, recipe: Recipe, loss: float |
     size, total, count = recipe.training.per_device_eval_batch_size, 0.0, 0.0
     for start in range(0, len(rows), size):
         chosen = [rows[at] for at in range(start, min(start + size, len(rows)))]
-        batch = on_device(adapted.task.collate(chosen), torch.device("cpu"))
+        # By the task that encoded the rows: labels have its numbers until then.
+        batch = on_device(inputs.task.collate(chosen), torch.device("cpu"))
         with torch.inference_mode():
             one, weight = adapted.task.metrics(adapted.model, batch).sums["loss"]
             if type(adapted.task).predicts():

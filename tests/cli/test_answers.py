@@ -86,6 +86,7 @@ def test_train_and_its_smoke_run(run_folder: Path, tmp_path: Path, answers: Answ
     changes = ["--set", f"training.output_dir={tmp_path / 'run'}", "--set", "training.num_train_epochs=1"]
     found = answers("train", recipe, *changes)
     assert found["steps"] == 16
+    assert answers("train", recipe, *changes, "--smoke")["longest_row"] == 5
 
 
 def test_a_smoke_run(tiny_base: Path, tmp_path: Path, answers: Answers) -> None:
