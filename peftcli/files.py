@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# Characters of a path, and bytes of a part of one.
+MAX_PATH, MAX_PART = 4096, 255
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Gives the path of a temporary file in the same folder; what is written there becomes `path` at the end.
@@ -60,6 +64,12 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             aside.rename(folder)
         for left in (temporary, aside):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def is_path(text: str) -> bool:
+    """Whether a file system takes a text as a path: by its length."""
+    parts = text.encode("utf-8", "surrogatepass").split(b"/")
+    return len(text) <= MAX_PATH and all(len(part) <= MAX_PART for part in parts)
 
 
 def flush(path: Path) -> None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+# Far above what any adapter's config has.
+MOST_CONFIG_BYTES = 8 * 2**20
 # What stands before the base's names in an adapter's file.
 PREFIX = "base_model.model."
 
@@ -124,8 +126,8 @@ class PeftConfig:
     CHECKS: ClassVar[Mapping[str, checks.Check]] = {
         "auto_mapping": lambda value: "" if value is None or isinstance(value, dict) else "must be a mapping",
         "peft_version": checks.text,
-        "base_model_name_or_path": checks.text,
-        "revision": checks.text,
+        "base_model_name_or_path": checks.place,
+        "revision": checks.place,
         "inference_mode": checks.boolean,
     }
 
@@ -312,13 +314,18 @@ def read_json(path: Path) -> dict[str, Any]:
         AdapterError: where there is no such file, or it holds no JSON object.
     """
     try:
-        content = json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            text = file.read(MOST_CONFIG_BYTES + 1)
+        content = json.loads(text) if len(text) <= MOST_CONFIG_BYTES else None
     except FileNotFoundError:
         raise AdapterError(
             f"there is no {path.name} here; name a folder with an adapter", where=str(path.parent)
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"cannot be read as JSON: {error}", where=str(path)) from error
+    if len(text) > MOST_CONFIG_BYTES:
+        size = path.stat().st_size / 1e6
+        raise AdapterError(f"is {size:.0f} MB large, which no adapter's config is", where=str(path))
     if not isinstance(content, dict):
         raise AdapterError("holds no JSON object; an adapter's config is one", where=str(path))
     return content

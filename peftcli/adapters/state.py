@@ -179,11 +179,17 @@ def load_state(
             raise AdapterError(f"{message}; is it an adapter for this base model?", where=where)
         warnings.warn(f"{message}; it is left as it is", PeftWarning, stacklevel=2)
     for key, tensor in state.items():
+        if key in targets and tensor.is_floating_point() != targets[key].is_floating_point():
+            types = f"{tensor.dtype} in the file, {targets[key].dtype} in the model"
+            raise AdapterError(f"{key} has numbers of another kind: {types}", where=where)
         _check(key, tensor, where)
     with torch.no_grad():
         for key in state.keys() & targets.keys() - set(misfits):
             live = targets[key]
-            keeps = keep_dtype and key in expected.own and live.is_floating_point()
+            # Nothing can be computed in the types of one byte.
+            keeps = (
+                keep_dtype and key in expected.own and live.is_floating_point() and state[key].itemsize > 1
+            )
             dtype = state[key].dtype if keeps else live.dtype
             if assign or dtype != live.dtype:
                 live.data = state[key].to(live.device, dtype, copy=not assign)
@@ -199,6 +205,9 @@ def _check(key: str, tensor: torch.Tensor, where: str) -> None:
 
 def _is_finite(tensor: torch.Tensor) -> bool:
     """A sum takes a fraction of the time, and is finite only where all are; but it can overflow."""
+    if tensor.dtype.itemsize == 1:
+        # Types of one byte have neither operation.
+        tensor = tensor.float()
     wide = torch.promote_types(tensor.dtype, torch.float32)
     return bool(tensor.sum(dtype=wide).isfinite()) or bool(tensor.isfinite().all())
 

@@ -19,6 +19,7 @@ from peftcli.adapters.base import AdapterLayer, Site
 from peftcli.adapters.config import TaskType
 from peftcli.adapters.defaults import BY_ARCHITECTURE, default_targets
 from peftcli.adapters.naming import complain, similar, some
+from peftcli.adapters.patterns import Expression
 from peftcli.adapters.tokens import TrainableTokensWrapper
 from peftcli.adapters.walk import innermost, walk
 from peftcli.errors import AdapterError, NoMatchingPeftModuleError
@@ -168,7 +169,7 @@ class _Names:
     """A config's way of naming modules: a list of names and endings of names, or a regular expression."""
 
     def __init__(self, spec: list[str] | str | None) -> None:
-        self.pattern = re.compile(spec) if isinstance(spec, str) else None
+        self.pattern = Expression(spec) if isinstance(spec, str) else None
         self.names = set() if spec is None or isinstance(spec, str) else set(spec)
         self.used: set[str] = set()
 
@@ -176,7 +177,7 @@ class _Names:
         if self.pattern is not None:
             matched = self.pattern.fullmatch(name) is not None
             if matched:
-                self.used.add(self.pattern.pattern)
+                self.used.add(self.pattern.text)
             return matched
         hits = {ending for ending in _endings(name) if ending in self.names}
         self.used |= hits
@@ -184,7 +185,7 @@ class _Names:
 
     def unused(self) -> list[str]:
         if self.pattern is not None:
-            return [] if self.used else [self.pattern.pattern]
+            return [] if self.used else [self.pattern.text]
         return sorted(self.names - self.used)
 
 
@@ -199,7 +200,7 @@ class _Layers:
             patterns = [patterns]
         # The first number that fits is the layer's: the last would be an expert's in a mixture of experts.
         texts = [rf"(?:^|.*?\.){pattern}\.(\d+)\." for pattern in patterns] or [r".*?\.[^.]*\.(\d+)\."]
-        self.patterns = [re.compile(text) for text in texts]
+        self.patterns = [Expression(text) for text in texts]
         self.found: set[int] = set()
 
     def match(self, name: str) -> bool:
@@ -251,9 +252,9 @@ def _endings(name: str) -> Iterator[str]:
         start = name.find(".", start + 1)
 
 
-def _inside(names: Sequence[str]) -> re.Pattern[str] | None:
+def _inside(names: Sequence[str]) -> Expression | None:
     """Matches the modules that are trained whole, and what is inside them: adapters do not go there."""
-    return re.compile(rf"(^|.*\.)({'|'.join(names)})($|\..*)") if names else None
+    return Expression(rf"(^|.*\.)({'|'.join(names)})($|\..*)") if names else None
 
 
 def _wanted(
@@ -334,7 +335,7 @@ def _explain_nothing(
     if layers.found:
         layers.check(strict=True)
     if targets.pattern is not None:
-        entry = targets.pattern.pattern
+        entry = targets.pattern.text
         if re.fullmatch(r"\w+(\.\w+)*", entry) and _is_matched(entry, names):
             raise NoMatchingPeftModuleError(
                 f"target_modules: {entry!r} is read as an expression over whole names; for a name write [{entry}]"

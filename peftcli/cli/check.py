@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from peftcli.cli.terminal import printable, say
+from peftcli.cli.terminal import answer, answer_json, printable, say
 from peftcli.errors import RecipeError
 
 
@@ -72,7 +71,7 @@ def check(
         report = check_data(report, say)
     say(*report.lines())
     if as_json:
-        print(json.dumps(report.as_dict(), ensure_ascii=False, indent=2))
+        answer_json(report.as_dict())
 
 
 def _lint(folder: Path, target: Program, *, as_json: bool) -> None:
@@ -83,9 +82,9 @@ def _lint(folder: Path, target: Program, *, as_json: bool) -> None:
     name = TARGETS[target].name
     say(f"{folder}: {'ok' if linted.loads else 'not'} for {name}")
     if as_json:
-        print(json.dumps(linted.as_dict(), ensure_ascii=False, indent=2))
+        answer_json(linted.as_dict())
     else:
         for command in linted.commands:
-            print(printable(command))
+            answer(printable(command))
     if not linted.loads:
         raise typer.Exit(4)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from peftcli.cli.terminal import say
+from peftcli.cli.terminal import answer, answer_json, say
 
 
 def eval_(
@@ -22,6 +21,12 @@ def eval_(
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Rows at once; default: the recipe's.")
     ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code", help="Run the Python code that the base brings, as the training did."
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON on standard output.")
     ] = False,
@@ -33,11 +38,11 @@ def eval_(
     from peftcli.run.evaluate import evaluate
     from peftcli.run.verdicts import enforce
 
-    comparison = evaluate(adapter, data, batch_size=batch_size, say=say)
+    comparison = evaluate(adapter, data, batch_size=batch_size, trust_remote_code=trust_remote_code, say=say)
     if not comparison.is_first:
         return
     if as_json:
-        print(json.dumps(comparison.as_dict(), ensure_ascii=False))
+        answer_json(comparison.as_dict(), indent=None)
     else:
-        print("\n".join(comparison.lines()))
+        answer("\n".join(comparison.lines()))
     enforce(comparison.gates, comparison.adapter)

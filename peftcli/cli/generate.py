@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peftcli.cli.output import check_output
-from peftcli.cli.terminal import say
+from peftcli.cli.terminal import answer, answer_json, inert_json, say
 from peftcli.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -71,6 +70,12 @@ def generate(
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Makes sampling repeatable.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows of --input at once.")] = 8,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code", help="Run the Python code that the base brings, as the training did."
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON on standard output.")
     ] = False,
@@ -92,7 +97,15 @@ def generate(
     rows = read_prompts(input, run.columns, run.format) if input else []
     from peftcli.run.generate import open_generator
 
-    generator = open_generator(adapter, sampling, with_adapter=not no_adapter, raw=raw, seed=seed, say=say)
+    generator = open_generator(
+        adapter,
+        sampling,
+        with_adapter=not no_adapter,
+        raw=raw,
+        seed=seed,
+        trust_remote_code=trust_remote_code,
+        say=say,
+    )
     if chat:
         _chat(generator)
     elif rows:
@@ -102,7 +115,7 @@ def generate(
         results = [
             {"prompt": text, **answer.as_dict()} for text, answer in zip(prompts, answers, strict=True)
         ]
-        print(json.dumps(results, ensure_ascii=False, indent=2))
+        answer_json(results)
     else:
         _stream(generator, prompts)
 
@@ -177,9 +190,11 @@ def _turns() -> Iterator[str]:
 def _answer_rows(
     generator: Generator, rows: list[PromptRow], output: Path | None, batch_size: int, *, as_json: bool
 ) -> None:
-    from peftcli.run.prompts import answer, lines, write_completions
+    from peftcli.run.answers import CompletionsAnswer
+    from peftcli.run.prompts import answer as answer_rows
+    from peftcli.run.prompts import lines, write_completions
 
-    answers = answer(generator, rows, batch_size)
+    answers = answer_rows(generator, rows, batch_size)
     cut = sum(added["finish_reason"] == "length" for added in answers)
     if cut:
         say(f"{cut} of {len(rows)} answers were cut at --max-new-tokens or the end of the model's context")
@@ -187,10 +202,10 @@ def _answer_rows(
         write_completions(output, rows, answers)
         say(f"{output}: {len(rows)} rows")
         if as_json:
-            summary = {"output": str(output), "rows": len(rows), "cut": cut}
-            print(json.dumps(summary, ensure_ascii=False, indent=2))
+            summary: CompletionsAnswer = {"output": str(output), "rows": len(rows), "cut": cut}
+            answer_json(summary)
     elif as_json:
         results = [{**row.row, **added} for row, added in zip(rows, answers, strict=True)]
-        print(json.dumps(results, ensure_ascii=False, indent=2))
+        answer_json(results)
     else:
-        sys.stdout.writelines(lines(rows, answers))
+        answer(inert_json("".join(lines(rows, answers))), end="")

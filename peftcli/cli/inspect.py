@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from peftcli.cli.terminal import printable
+from peftcli.cli.terminal import answer, answer_json, printable
 
 
 def inspect(
@@ -44,6 +43,6 @@ def inspect(
 def print_report(content: object, lines: list[str], *, as_json: bool) -> None:
     """On standard output: names in an adapter come from strangers, and must not steer the terminal."""
     if as_json:
-        print(json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False))
+        answer_json(content)
     else:
-        print("\n".join(map(printable, lines)))
+        answer("\n".join(map(printable, lines)))

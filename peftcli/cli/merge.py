@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from peftcli.cli.terminal import say
+from peftcli.cli.terminal import answer, answer_json, say
 
 
 class Dtype(StrEnum):
@@ -43,6 +42,12 @@ def merge(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a model that is in --output.")
     ] = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code", help="Run the Python code that the base brings, as the training did."
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON on standard output.")
     ] = False,
@@ -54,8 +59,20 @@ def merge(
     """
     from peftcli.run.merge import merge as run
 
-    merged = run(adapter, output, base_model=base, dtype=dtype, verify=verify, overwrite=overwrite, say=say)
+    merged = run(
+        adapter,
+        output,
+        base_model=base,
+        dtype=dtype,
+        verify=verify,
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+        say=say,
+    )
     if merged.drift is not None:
         say(f"verified: {merged.drift.line()}")
     say(f"wrote {merged.parameters:,} numbers in {merged.dtype}, {merged.size / 1e6:,.1f} MB")
-    print(json.dumps(merged.as_dict(), ensure_ascii=False, indent=2) if as_json else merged.output)
+    if as_json:
+        answer_json(merged.as_dict())
+    else:
+        answer(str(merged.output))

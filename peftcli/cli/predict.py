@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from peftcli.cli.output import check_output
-from peftcli.cli.terminal import say
+from peftcli.cli.terminal import answer, answer_json, inert_json, say
 
 
 def predict(
@@ -32,6 +30,12 @@ def predict(
         bool, typer.Option("--no-adapter", help="Ask the bare base, for comparison.")
     ] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows at once.")] = 8,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code", help="Run the Python code that the base brings, as the training did."
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON on standard output.")
     ] = False,
@@ -42,19 +46,27 @@ def predict(
     """
     if output is not None:
         check_output(output, input)
+    from peftcli.run.answers import RowsAnswer
     from peftcli.run.predict import lines, write_predictions
     from peftcli.run.predict import predict as run_predict
 
     files = None if output is None else output.with_suffix("")
     predictions = run_predict(
-        adapter, input, files=files, with_adapter=not no_adapter, batch_size=batch_size, say=say
+        adapter,
+        input,
+        files=files,
+        with_adapter=not no_adapter,
+        batch_size=batch_size,
+        trust_remote_code=trust_remote_code,
+        say=say,
     )
     if output is not None:
         write_predictions(output, predictions)
         say(f"{output}: {len(predictions):,} rows")
         if as_json:
-            print(json.dumps({"output": str(output), "rows": len(predictions)}, ensure_ascii=False))
+            summary: RowsAnswer = {"output": str(output), "rows": len(predictions)}
+            answer_json(summary, indent=None)
     elif as_json:
-        print(json.dumps([each.as_dict() for each in predictions], ensure_ascii=False, indent=2))
+        answer_json([each.as_dict() for each in predictions])
     else:
-        sys.stdout.write(lines(predictions))
+        answer(inert_json(lines(predictions)), end="")

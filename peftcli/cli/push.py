@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from peftcli.cli.terminal import say
+from peftcli.cli.terminal import answer, answer_json, say
 
 
 def push(
@@ -42,10 +41,10 @@ def push(
         folder, repo_id, private=private, revision=revision, message=message, dry_run=dry_run, say=say
     )
     if as_json:
-        print(json.dumps(pushed.as_dict(), ensure_ascii=False, indent=2))
+        answer_json(pushed.as_dict())
     elif pushed.url is None:
         for name, size in pushed.sizes.items():
             print(f"{size:>12,}  {name}")
     else:
         say(f"uploaded {len(pushed.sizes)} files, {sum(pushed.sizes.values()):,} bytes")
-        print(pushed.url)
+        answer(pushed.url)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
-from peftcli.cli.terminal import say
+from peftcli.cli.terminal import answer_json, say
 
 
 def recipes(
@@ -21,6 +20,7 @@ def recipes(
     Keep one with: peftcli recipes NAME > NAME.yaml
     """
     from peftcli.recipe.builtin import built_in, read_built_in, rows_elsewhere
+    from peftcli.run.answers import BuiltInAnswer
 
     if name is not None:
         text = read_built_in(name)
@@ -30,7 +30,8 @@ def recipes(
         return
     found = built_in()
     if as_json:
-        print(json.dumps([{"name": each.name, "description": each.description} for each in found], indent=2))
+        listed: list[BuiltInAnswer] = [{"name": each.name, "description": each.description} for each in found]
+        answer_json(listed)
         return
     width = max((len(each.name) for each in found), default=0)
     for each in found:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from peftcli.cli.terminal import say
+from peftcli.cli.terminal import answer, answer_json, say
 
 
 def report(
@@ -42,6 +41,6 @@ def report(
     for run in written.runs:
         say(*(f"warning: {run.folder}: {text}" for text in run.history.complaints))
     if as_json:
-        print(json.dumps(written.as_dict(), ensure_ascii=False, indent=2))
+        answer_json(written.as_dict())
     else:
-        print(written.path)
+        answer(str(written.path))

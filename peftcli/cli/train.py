@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftcli.cli.terminal import say
+from peftcli.cli.terminal import answer, answer_json, say
 
 if TYPE_CHECKING:
     from peftcli.recipe.schema import Recipe
@@ -80,9 +79,9 @@ def train(  # noqa: PLR0917  (typer's options, each called by its name)
         return
     _tell(run, trained)
     if as_json:
-        print(json.dumps(trained.as_dict(), ensure_ascii=False))
+        answer_json(trained.as_dict(), indent=None)
     else:
-        print(trained.output_dir)
+        answer(str(trained.output_dir))
     enforce(trained.gates, trained.outcome.last_eval, where=f"; the adapter is in {trained.output_dir}")
 
 
@@ -92,7 +91,7 @@ def _smoke(recipe: Recipe, *, as_json: bool) -> None:
     found = prove(recipe, say)
     say(f"smoke run: ok, in {found.seconds:.0f} s")
     if as_json:
-        print(json.dumps(found.as_dict()))
+        answer_json(found.as_dict(), indent=None)
 
 
 def _tell(recipe: Recipe, trained: Trained) -> None:

@@ -10,19 +10,25 @@ only the last turn): such turns are found by their content and by the text that 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from peftcli.data.bounds import bounded, flaw
 from peftcli.data.tokens import Passage, Span
 from peftcli.errors import DataError
 
 Messages = Sequence[dict[str, str]]
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+# What a template can raise: Jinja's own errors, and those of any expression (Python's compiler among them).
+_RAISED = (
+    jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError, SyntaxError
+)  # fmt: skip
 _ADVICE = "mark what the assistant says with {% generation %}…{% endgeneration %} in data.chat_template"
 
 
@@ -69,18 +75,30 @@ class ChatTemplate:
         Raises:
             DataError: with the template's own words where it refuses the messages.
         """
-        try:
+        with self._refusals(messages):
             text: str = self.tokenizer.apply_chat_template(
                 list(messages), chat_template=self.source, tokenize=False, add_generation_prompt=prompt
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+        return text
+
+    @contextmanager
+    def _refusals(self, messages: Messages) -> Iterator[None]:
+        """Within it the template is rendered, in bounds; what it raises becomes one line."""
+        try:
+            if reason := flaw(self.source):
+                raise DataError(f"the chat template is refused: {reason}")
+            with bounded():
+                yield
+        except MemoryError:
+            raise DataError("the chat template takes too much memory; it grows without end") from None
+        except _RAISED as error:
             advice = (
                 "; a system message comes from the data or data.system_prompt"
                 if _has_system(messages)
                 else ""
             )
-            raise DataError(f"the chat template refuses the messages: {error}{advice}") from None
-        return text
+            said = " ".join(str(error)[:300].split())
+            raise DataError(f"the chat template refuses the messages: {said}{advice}") from None
 
     def passage(self, messages: Messages) -> Passage:
         """The chat as text, with the characters that the assistant said, turn by turn.
@@ -114,12 +132,13 @@ class ChatTemplate:
             (at for at, message in enumerate(messages) if message["role"] == "assistant"), default=None
         )
         full = self.render(messages)
-        _, marks = render_jinja_template(
-            [list(messages)],
-            chat_template=self.source,
-            return_assistant_tokens_mask=True,
-            **self.tokenizer.special_tokens_map,
-        )
+        with self._refusals(messages):
+            _, marks = render_jinja_template(
+                [list(messages)],
+                chat_template=self.source,
+                return_assistant_tokens_mask=True,
+                **self.tokenizer.special_tokens_map,
+            )
         spans = [(start, end) for start, end in marks[0] if end > start]
         prompt = self.render(messages[:last], prompt=True) if last else ""
         if not full.startswith(prompt):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ def _delimited(path: Path, delimiter: str) -> Iterator[Located]:
 
 
 def _header(cells: list[str], path: Path) -> list[str]:
-    twice = sorted({name for name in cells if cells.count(name) > 1})
+    twice = sorted(name for name, count in Counter(cells).items() if count > 1)
     if twice:
         raise DataError(f"the header names the column '{twice[0]}' twice", where=f"{path}: line 1")
     return cells

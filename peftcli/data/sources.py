@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import re
 from collections.abc import Iterator
@@ -84,6 +85,14 @@ def local_files(source: Source) -> list[Path] | None:
         DataError: where there is no such file, a glob matches nothing, or a folder is no data set.
     """
     path = Path(source.path).expanduser()
+    try:
+        path.stat()
+    except OSError as error:
+        # Such a name cannot even be asked for, and the questions below would not hear why.
+        if error.errno == errno.ENAMETOOLONG:
+            raise DataError("the name is longer than any path", where=source.path[:60]) from None
+    except ValueError:
+        raise DataError("no path holds a NUL character", where=source.path) from None
     if path.is_file():
         return [path]
     if path.is_dir():

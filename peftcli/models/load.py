@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.errors import HubError, MemoryLimitError, ModelError, nearest
+from peftcli.files import is_path
 from peftcli.hub import first_line, network_errors
 from peftcli.models import gguf, package
 from peftcli.models.hub import resolve_commit
@@ -68,6 +69,8 @@ def resolve_base(base_model: str, revision: str | None = None, *, say: Say = log
         ModelError: it is not there, or is not a model that can be loaded.
         HubError: the Hub could not be reached, or asks for a token.
     """
+    if not is_path(base_model):
+        raise ModelError(f"base_model {base_model[:40]!r}… is longer than any path or Hub id")
     in_package = base_model.startswith(package.SCHEME)
     path = package.locate(base_model) if in_package else Path(base_model).expanduser()
     local = in_package or path.exists() or _is_path(base_model)

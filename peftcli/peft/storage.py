@@ -16,6 +16,7 @@ from torch import nn
 
 from peftcli.adapters.config import CONFIG_NAME, PREFIX, WEIGHTS_NAME, PeftConfig
 from peftcli.adapters.engine import AdaptedModel
+from peftcli.adapters.heads import check_head
 from peftcli.adapters.meta import materialise
 from peftcli.adapters.prompted import PromptedModel
 from peftcli.adapters.state import adapter_state, embedding_state, embeddings_are_targeted, load_state
@@ -80,6 +81,7 @@ def load_peft_weights(
         )
     path = fetch(model_id, WEIGHTS_NAME, subfolder, **hub)
     try:
+        check_head(path)
         state = load_file(path, device="cpu" if device is None else str(device))
     except (SafetensorError, OSError) as error:
         raise AdapterError(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from peftcli.errors import RecipeError
-from peftcli.recipe.source import Document, KeyPath, kind, parse, scalar
+from peftcli.recipe.source import MAX_DEPTH, Document, KeyPath, kind, parse, scalar
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
@@ -29,7 +29,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
 def _split(override: str, where: str) -> tuple[KeyPath, Any]:
     name, equals, text = override.partition("=")
     parts = name.strip().split(".")
-    if not equals or not all(parts):
+    if not equals or not all(parts) or len(parts) > MAX_DEPTH:
         raise RecipeError("write it as --set a.b=value, e.g. --set training.learning_rate=1e-4", where=where)
     return tuple(parts), _value(text.strip(), where)
 

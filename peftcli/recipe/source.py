@@ -293,7 +293,8 @@ class _Builder:
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != _STR:
                 self.add(key_node, path, "a key must be text; put it in quotes")
                 continue
-            key = key_node.value
+            if (key := self.scalar(key_node, path)) is None:
+                continue
             if key in own:
                 self.add(key_node, (*path, key), f"given twice, first at {own[key]}; keep one")
                 continue

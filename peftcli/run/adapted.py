@@ -16,7 +16,7 @@ from peftcli.errors import ModelError
 from peftcli.models.load import Base, load_config, resolve_base
 from peftcli.peft.model import PeftModel
 from peftcli.recipe.schema import Recipe, Source
-from peftcli.run.folder import RunFolder, open_run, warn_of_another_base
+from peftcli.run.folder import RunFolder, open_run, refuse_unread_code, warn_of_another_base
 from peftcli.run.lock import LOCK_NAME, Lock, read_lock
 from peftcli.tasks.base import Task
 
@@ -39,7 +39,7 @@ class Adapted:
         return Source.model_validate({"path": path, "type": self.run.format, "columns": columns})
 
 
-def open_adapted(folder: Path, say: Say) -> Adapted:
+def open_adapted(folder: Path, say: Say, *, trust_remote_code: bool = False) -> Adapted:
     """The adapter in a folder that `peftcli train` wrote, on its base, in evaluation mode.
 
     Raises:
@@ -47,6 +47,7 @@ def open_adapted(folder: Path, say: Say) -> Adapted:
         HubError: the base is on the Hub, which could not be reached.
     """
     run = open_run(folder)
+    refuse_unread_code(run, trust_remote_code=trust_remote_code)
     lock = read_lock(folder)
     if lock is None:
         raise ModelError(

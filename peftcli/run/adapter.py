@@ -14,22 +14,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from peftcli.adapters.config import CONFIG_NAME, WEIGHTS_NAME, PeftConfig, from_dict, read_json
+from peftcli.adapters.config import (
+    CONFIG_NAME,
+    MOST_CONFIG_BYTES,
+    WEIGHTS_NAME,
+    PeftConfig,
+    from_dict,
+    read_json,
+)
+from peftcli.adapters.heads import DTYPES, MOST_HEAD_BYTES, check_head
 from peftcli.errors import AdapterError
 from peftcli.run.folder import require_adapter
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = ["MOST_CONFIG_BYTES", "MOST_HEAD_BYTES", "Adapter", "Head", "is_finite", "read_adapter"]
+
 # PEFT's and other tools' older files, which PyTorch reads by running what they say.
 PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "pytorch_model.bin")
-
-# Far above what the largest adapters have (a head of 10 MB is 100,000 tensors).
-MOST_CONFIG_BYTES = 8 * 2**20
-MOST_HEAD_BYTES = 32 * 2**20
-
-# safetensors' names for PyTorch's.
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class Head(NamedTuple):
@@ -109,8 +112,6 @@ def read_adapter(folder: Path) -> Adapter:
     """
     require_adapter(folder)
     config, weights = folder / CONFIG_NAME, folder / WEIGHTS_NAME
-    if (size := config.stat().st_size) > MOST_CONFIG_BYTES:
-        raise AdapterError(f"is {size / 1e6:.0f} MB large, which no adapter's config is", where=str(config))
     values = read_json(config)
     if not weights.is_file():
         raise AdapterError(_missing(folder), where=str(folder))
@@ -126,11 +127,7 @@ def _missing(folder: Path) -> str:
 
 def _heads(path: Path) -> dict[str, Head]:
     with _readable(path):
-        with path.open("rb") as raw:
-            # A safetensors file begins with the length of its head, as 8 bytes.
-            length = int.from_bytes(raw.read(8), "little")
-        if MOST_HEAD_BYTES < length <= path.stat().st_size:
-            raise AdapterError(f"has a head of {length / 1e6:.0f} MB, which no adapter has", where=str(path))
+        check_head(path)
         with safe_open(path, "np") as file:
             slices = {key: file.get_slice(key) for key in sorted(file.keys())}
             return {

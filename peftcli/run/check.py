@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from peftcli.recipe.read import read_recipe
 from peftcli.recipe.schema import Recipe, Source
+from peftcli.run.answers import CheckAnswer
 
 if TYPE_CHECKING:
     from peftcli.data.report import DataReport
@@ -44,10 +45,12 @@ class CheckReport:
             *data,
         ]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> CheckAnswer:
         """The recipe with every default, for `--json`."""
-        data = {"data": self.data.as_dict()} if self.data is not None else {}
-        return {"ok": True, "recipe": self.recipe.model_dump(mode="json"), **data}
+        answer: CheckAnswer = {"ok": True, "recipe": self.recipe.model_dump(mode="json")}
+        if self.data is not None:
+            answer["data"] = self.data.as_dict()
+        return answer
 
 
 def check_recipe(path: Path, overrides: Sequence[str]) -> CheckReport:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from peftcli.run.answers import DifferenceAnswer, LayerDifferenceAnswer
 from peftcli.run.inspect import SHOWN, Inspection, Part, inner_of, parts, root, shown, update_of
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class LayerDifference:
         size = self.norms[0] * self.norms[1]
         return None if self.inner is None or not size else max(-1.0, min(1.0, self.inner / size))
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> LayerDifferenceAnswer:
         """For `--json`."""
         return {
             "name": self.name,
@@ -98,7 +99,7 @@ class Difference:
             lines.append(f"  not alike {left:,} layers have other shapes, and cannot be compared")
         return lines
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> DifferenceAnswer:
         """For `--json`."""
         return {
             "one": self.one.as_dict(),

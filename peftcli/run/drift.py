@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from peftcli.errors import ModelError
+from peftcli.run.answers import DriftAnswer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +59,7 @@ class Drift:
             f"the adapter moves its base's by up to {self.effect:.2g}"
         )
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> DriftAnswer:
         """For `--json`."""
         return {
             "output": self.output,

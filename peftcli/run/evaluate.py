@@ -13,6 +13,7 @@ from peftcli.data.prepare import MapRows, prepare, prepare_rows
 from peftcli.data.report import SourceReport
 from peftcli.errors import RecipeError
 from peftcli.run.adapted import Adapted, open_adapted
+from peftcli.run.answers import EvalAnswer
 from peftcli.run.verdicts import judge
 from peftcli.train.evaluate import evaluate as run_evaluation
 from peftcli.train.failures import memory_errors
@@ -34,7 +35,7 @@ class Comparison:
     gates: dict[str, bool]
     is_first: bool
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> EvalAnswer:
         """For `--json`."""
         return {
             "adapter_dir": str(self.folder),
@@ -57,19 +58,27 @@ class Comparison:
         return [*table, *verdicts]
 
 
-def evaluate(folder: Path, data: str | None, *, batch_size: int | None = None, say: Say) -> Comparison:
+def evaluate(
+    folder: Path,
+    data: str | None,
+    *,
+    batch_size: int | None = None,
+    trust_remote_code: bool = False,
+    say: Say,
+) -> Comparison:
     """Evaluates the adapter in `folder` and its base.
 
     Args:
         folder: a run's.
         data: a file (or Hub data set) to evaluate on; None for the rows that the run held out.
         batch_size: rows at once; None for the recipe's.
+        trust_remote_code: run code that the base brings, where the run did.
         say: gets a line for what the user should know.
 
     Raises:
         PeftcliError: of the kind that says what went wrong.
     """
-    adapted = open_adapted(folder, say)
+    adapted = open_adapted(folder, say, trust_remote_code=trust_remote_code)
     rows = _rows(adapted, data, say)
     settings = adapted.recipe.training.model_copy(
         update={

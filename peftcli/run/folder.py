@@ -7,20 +7,21 @@ tokenizer has a chat template.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftcli.adapters.config import CONFIG_NAME
+from peftcli.adapters.checks import place, shown
+from peftcli.adapters.config import CONFIG_NAME, TaskType, read_json
 from peftcli.errors import ModelError, nearest
 from peftcli.run.lock import LOCK_NAME, Lock, read_lock
 
 if TYPE_CHECKING:
     from peftcli.models.load import Base
 
+TASK_TYPES = list(TaskType)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -67,9 +68,22 @@ def open_run(folder: Path) -> RunFolder:
         ModelError: it holds no adapter, or its files cannot be read.
     """
     require_adapter(folder)
-    config = _read_config(folder / CONFIG_NAME)
+    config = read_json(folder / CONFIG_NAME)
     lock = read_lock(folder)
     return _from_config(folder, config) if lock is None else _from_lock(folder, lock, config)
+
+
+def refuse_unread_code(run: RunFolder, *, trust_remote_code: bool) -> None:
+    """Refuses to run a base's own code because a folder says so, which may be a stranger's.
+
+    Raises:
+        ModelError: the lock trusts the code, and who runs the command has not said so.
+    """
+    if run.trust_remote_code and not trust_remote_code:
+        raise ModelError(
+            f"runs the Python code that {run.base_model!r} brings; read that code, then say --trust-remote-code",
+            where=str(run.folder / LOCK_NAME),
+        )
 
 
 def warn_of_another_base(run: RunFolder, base: Base, say: Callable[[str], object]) -> None:
@@ -102,22 +116,20 @@ def require_adapter(folder: Path) -> None:
     raise ModelError(f"{str(folder)!r} has no {CONFIG_NAME}; {hint}")
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"cannot be read as JSON: {error}", where=str(path)) from error
-    if not isinstance(config, dict):
-        raise ModelError("does not hold an adapter's configuration", where=str(path))
-    return config
-
-
 def _from_config(folder: Path, config: dict[str, Any]) -> RunFolder:
     base_model = config.get("base_model_name_or_path")
     if not base_model or not isinstance(base_model, str):
         raise ModelError(
             "names no base model; set base_model_name_or_path in it", where=str(folder / CONFIG_NAME)
         )
+    task_type = config.get("task_type")
+    if task_type is not None and (not isinstance(task_type, str) or task_type not in TASK_TYPES):
+        raise ModelError(
+            f"task_type: {shown(task_type)} is no task type of PEFT's", where=str(folder / CONFIG_NAME)
+        )
+    for name in ("base_model_name_or_path", "revision"):
+        if problem := place(config.get(name)):
+            raise ModelError(f"{name}: {problem}", where=str(folder / CONFIG_NAME))
     return RunFolder(
         folder=folder,
         base_model=base_model,
@@ -158,11 +170,21 @@ def _from_lock(folder: Path, lock: Lock, config: dict[str, Any]) -> RunFolder:
         quantization=recipe.get("quantization"),
         trust_remote_code=recipe.get("trust_remote_code", False),
         format=lock.data.get("format"),
-        chat_template=lock.chat_template,
+        chat_template=_template(folder, lock),
         system_prompt=data.get("system_prompt"),
         source_prefix=data.get("source_prefix"),
         columns=_columns(data),
         base_fingerprint=fingerprint,
+    )
+
+
+def _template(folder: Path, lock: Lock) -> str | None:
+    """The lock's chat template; a file's name is none: the lock may be a stranger's, and the file anyone's."""
+    template = lock.chat_template
+    if template is None or (isinstance(template, str) and ("{%" in template or "{{" in template)):
+        return template
+    raise ModelError(
+        "chat_template: is no Jinja template; put the original back", where=str(folder / LOCK_NAME)
     )
 
 

@@ -19,7 +19,8 @@ from peftcli.data.prompt import Prompt, prompt_ids
 from peftcli.data.tokens import token_ids
 from peftcli.errors import DataError, MemoryLimitError, ModelError, RecipeError
 from peftcli.models.load import Base, load_config, load_model, resolve_base
-from peftcli.run.folder import RunFolder, open_run, warn_of_another_base
+from peftcli.run.answers import CompletionAnswer
+from peftcli.run.folder import RunFolder, open_run, refuse_unread_code, warn_of_another_base
 from peftcli.run.sampling import Sampling
 from peftcli.run.stream import Stream, whole_characters
 from peftcli.tasks.base import Task
@@ -36,7 +37,7 @@ class Completion:
     tokens: int
     finish_reason: str
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> CompletionAnswer:
         """The keys of a JSON row."""
         return {"generated_text": self.text, "tokens": self.tokens, "finish_reason": self.finish_reason}
 
@@ -164,6 +165,7 @@ def open_generator(
     with_adapter: bool = True,
     raw: bool = False,
     seed: int | None,
+    trust_remote_code: bool = False,
     say: Say,
 ) -> Generator:
     """Load what the adapter's folder says.
@@ -174,6 +176,7 @@ def open_generator(
         with_adapter: `False` leaves the bare base.
         raw: prompts go in as they are, without template, system prompt or prefix.
         seed: of sampling; without one every call differs.
+        trust_remote_code: run code that the base brings, where the run did.
         say: gets what the user should know.
 
     Raises:
@@ -181,6 +184,7 @@ def open_generator(
         HubError: the base is on the Hub, which could not be reached.
     """
     run = open_run(folder)
+    refuse_unread_code(run, trust_remote_code=trust_remote_code)
     base = resolve_base(run.base_model, run.revision, say=say)
     warn_of_another_base(run, base, say)
     config = load_config(base, trust_remote_code=run.trust_remote_code)

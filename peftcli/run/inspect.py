@@ -22,6 +22,7 @@ from peftcli.adapters.updates import Update
 from peftcli.errors import AdapterError
 from peftcli.registry import ENGINES, resolve
 from peftcli.run.adapter import Adapter, is_finite, read_adapter
+from peftcli.run.answers import InspectAnswer, LayerAnswer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +60,7 @@ class Layer:
     norm: float
     is_update: bool
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> LayerAnswer:
         """For `--json`, in which there are no infinities."""
         norm = self.norm if math.isfinite(self.norm) else None
         of = "update" if self.is_update else "tensors"
@@ -151,7 +152,7 @@ class Inspection:
             *(f"    {layer.norm:<10.4g}{layer.name}" if layer else "    …" for layer in chosen),
         ]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> InspectAnswer:
         """For `--json`."""
         config = self.config
         return {

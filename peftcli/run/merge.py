@@ -25,9 +25,10 @@ from peftcli.models.load import Base, load_model, resolve_base
 from peftcli.models.quiet import bars_on_terminals_only
 from peftcli.peft.model import PeftModel
 from peftcli.peft.storage import read_config
+from peftcli.run.answers import MergeAnswer
 from peftcli.run.bare import BareBase, bare_base
 from peftcli.run.drift import Drift, drift, outputs, sample_inputs
-from peftcli.run.folder import RunFolder, open_run, warn_of_another_base
+from peftcli.run.folder import RunFolder, open_run, refuse_unread_code, warn_of_another_base
 
 Say = Callable[[str], object]
 
@@ -52,7 +53,7 @@ class Merged:
         """Of all files, in bytes."""
         return sum(self.files.values())
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> MergeAnswer:
         """For `--json`."""
         return {
             "output": str(self.output),
@@ -75,6 +76,7 @@ def merge(
     dtype: str = "auto",
     verify: bool = False,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
     say: Say,
 ) -> Merged:
     """Writes an adapter and its base as one model.
@@ -86,6 +88,7 @@ def merge(
         dtype: `auto`, or a type that the weights are rounded to.
         verify: load what was written and compare its outputs with the adapter's.
         overwrite: replace a model that is in `output`.
+        trust_remote_code: run code that the base brings, where the run did.
         say: gets what the user should know.
 
     Raises:
@@ -94,6 +97,7 @@ def merge(
         HubError: the base is on the Hub, which could not be reached.
     """
     run = open_run(folder)
+    refuse_unread_code(run, trust_remote_code=trust_remote_code)
     config = read_config(folder)
     if reason := config.never_merges:
         raise AdapterError(f"{config.peft_type} {reason}: it cannot be merged into the base's weights")

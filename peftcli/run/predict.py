@@ -40,7 +40,14 @@ class Prediction:
 
 
 def predict(
-    folder: Path, path: Path, *, files: Path | None, with_adapter: bool, batch_size: int, say: Say
+    folder: Path,
+    path: Path,
+    *,
+    files: Path | None,
+    with_adapter: bool,
+    batch_size: int,
+    trust_remote_code: bool = False,
+    say: Say,
 ) -> list[Prediction]:
     """Predicts on the rows of a file, in its order.
 
@@ -50,12 +57,13 @@ def predict(
         files: where files go that a prediction names; None where there is no place for them.
         with_adapter: False for the bare base.
         batch_size: rows at once.
+        trust_remote_code: run code that the base brings, where the run did.
         say: gets a line for what the user should know.
 
     Raises:
         PeftcliError: of the kind that says what went wrong.
     """
-    adapted = open_adapted(folder, say)
+    adapted = open_adapted(folder, say, trust_remote_code=trust_remote_code)
     if not type(adapted.task).predicts():
         raise RecipeError(
             f"this adapter's task is {adapted.task.task_type}, which generates; use `peftcli generate`"

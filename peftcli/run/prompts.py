@@ -95,7 +95,7 @@ def lines(rows: Sequence[PromptRow], completions: Iterable[dict[str, Any]]) -> I
 def _row(line: str, where: str, columns: Mapping[str, str], names: Sequence[str]) -> PromptRow:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"broken JSON: {error}", where=where) from error
     if not isinstance(row, dict):
         raise DataError('is not a JSON object; write {"prompt": …}', where=where)
@@ -146,4 +146,4 @@ def answer(generator: Generator, rows: Sequence[PromptRow], batch_size: int) -> 
             prompts.append(generator.encode(row.prompt))
         except DataError as error:
             raise DataError(error.message, where=row.where) from error
-    return [completion.as_dict() for completion in generator.complete(prompts, batch_size)]
+    return [dict(completion.as_dict()) for completion in generator.complete(prompts, batch_size)]

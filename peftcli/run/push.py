@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from peftcli.adapters.config import CONFIG_NAME, WEIGHTS_NAME
 from peftcli.errors import AdapterError
 from peftcli.hub import check_name
 from peftcli.hub import upload as upload_files
+from peftcli.run.answers import FileAnswer, PushAnswer
 from peftcli.run.folder import open_run
 from peftcli.run.lock import LOCK_NAME
 
@@ -59,9 +59,9 @@ class Pushed:
     commit: str | None
     sizes: dict[str, int]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> PushAnswer:
         """For `--json`."""
-        files = [{"path": name, "size": size} for name, size in self.sizes.items()]
+        files: list[FileAnswer] = [{"path": name, "size": size} for name, size in self.sizes.items()]
         return {"repo_id": self.repo_id, "url": self.url, "commit": self.commit, "files": files}
 
 

@@ -25,6 +25,7 @@ from peftcli.models.load import load_config, resolve_base
 from peftcli.models.quiet import bars_on_terminals_only
 from peftcli.recipe.schema import Recipe
 from peftcli.run.adapted import Adapted, open_adapted
+from peftcli.run.answers import SmokeAnswer
 from peftcli.run.inputs import Inputs, Say
 from peftcli.run.train import train
 from peftcli.tasks.base import Task
@@ -47,7 +48,7 @@ class Smoked:
     rows: int
     longest: int
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> SmokeAnswer:
         """For `--json`."""
         return {
             "ok": True,
@@ -77,7 +78,8 @@ def smoke(recipe: Recipe, say: Say) -> Smoked:
 
         trained = train(small, narrow=narrow, say=say)
         loss = trained.outcome.last_eval.get("eval_loss")
-        _check_again(open_adapted(trained.output_dir, say), chosen[0], small, loss)
+        adapted = open_adapted(trained.output_dir, say, trust_remote_code=recipe.trust_remote_code)
+        _check_again(adapted, chosen[0], small, loss)
     say("smoke run: the adapter was saved, loaded again, and gives the same loss")
     lengths: list[int] = getattr(chosen[0].prepared.train, "lengths", [])
     return Smoked(
@@ -199,7 +201,8 @@ def _check_again(adapted: Adapted, inputs: Inputs, recipe: Recipe, loss: float |
     size, total, count = recipe.training.per_device_eval_batch_size, 0.0, 0.0
     for start in range(0, len(rows), size):
         chosen = [rows[at] for at in range(start, min(start + size, len(rows)))]
-        batch = on_device(adapted.task.collate(chosen), torch.device("cpu"))
+        # By the task that encoded the rows: labels have its numbers until then.
+        batch = on_device(inputs.task.collate(chosen), torch.device("cpu"))
         with torch.inference_mode():
             one, weight = adapted.task.metrics(adapted.model, batch).sums["loss"]
             if type(adapted.task).predicts():

@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any
 
+# Scripts that run right to left need none of these to be shown well.
+_REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _JOINER = "\u200d"
 _REPLACEMENT = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
 
@@ -68,9 +70,11 @@ def finished_length(text: str) -> int:
 
 
 def visible(text: str) -> str:
-    r"""The text with control characters written out (`\x1b`): a model must not steer the terminal."""
+    """The text with control characters and reordering marks written out: a model must not steer a terminal."""
     return "".join(
-        char if char in "\n\t" or unicodedata.category(char) != "Cc" else f"\\x{ord(char):02x}"
+        (f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}")
+        if (unicodedata.category(char) == "Cc" and char not in "\n\t") or char in _REORDERING
+        else char
         for char in text
     )
 

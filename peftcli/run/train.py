@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.utils import set_seed
 
+from peftcli.data.chat import load_template
 from peftcli.errors import RecipeError
 from peftcli.files import write_text
 from peftcli.peft.model import PeftModel, get_peft_model
 from peftcli.recipe.adapter import adapter_config
 from peftcli.recipe.schema import Recipe
+from peftcli.run.answers import TrainAnswer
 from peftcli.run.card import CardFacts, write_card
 from peftcli.run.changes import check_changes, check_locked
 from peftcli.run.claim import CURVES, METRICS, begin, check_folder, found, held
@@ -46,7 +47,7 @@ class Trained:
         """The size of the adapter's weights."""
         return (self.output_dir / "adapter_model.safetensors").stat().st_size
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> TrainAnswer:
         """For `--json`."""
         outcome = self.outcome
         return {
@@ -197,7 +198,7 @@ def adapted_model(recipe: Recipe, inputs: Inputs, checkpoint: Path | None, say: 
 def lock_of(recipe: Recipe, inputs: Inputs) -> Lock:
     """What the run is, for recipe.lock.yaml."""
     report = inputs.prepared.report
-    template = recipe.data.chat_template or getattr(inputs.processor, "chat_template", None)
+    template = load_template(recipe.data.chat_template) or getattr(inputs.processor, "chat_template", None)
     return make_lock(
         recipe,
         base={

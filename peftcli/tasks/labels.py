@@ -138,5 +138,5 @@ class Labels:
             raise ModelError(
                 f"{folder} has no {LABELS_NAME}, which says what its labels are called"
             ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, RecipeError) as error:
             raise ModelError("is not a file of labels; put the original back", where=str(path)) from error

@@ -74,6 +74,9 @@ class Terminal:
     def say(self, text: str) -> None:
         """A line."""
         if self._speaks:
+            if not text.isprintable():
+                # A folder's name must not steer the terminal.
+                text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def stop(self) -> None:

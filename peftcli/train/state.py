@@ -22,8 +22,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+
 from peftcli.errors import AdapterError
-from peftcli.files import flush
+from peftcli.files import flush, is_path
+from peftcli.hub import first_line
 from peftcli.train.trees import read_tree, write_tree
 
 MANIFEST = "manifest.json"
@@ -122,25 +126,29 @@ def read_checkpoint(folder: Path) -> tuple[Progress, dict[str, Any]]:
     """
     if flaw := torn(folder):
         raise AdapterError(f"the checkpoint {folder} is torn: {flaw}; resume from another one")
-    progress = Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
     if not (folder / f"{TRAINING}.json").exists():
         raise AdapterError(
             f"the checkpoint {folder} holds the model alone (training.save_only_model) and cannot be "
             "resumed; train anew"
         )
-    return progress, read_tree(folder / TRAINING)
+    try:
+        content = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+        TypeAdapter(Progress).validate_python(content)
+        return Progress(**content), read_tree(folder / TRAINING)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
+        raise AdapterError(f"the checkpoint {folder} cannot be read ({first_line(error)})") from error
 
 
 def torn(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None for a whole one."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"].items()
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} cannot be read"
-    for name, digest in files.items():
-        if not (folder / name).is_file():
+    for name, digest in files:
+        if not is_path(name) or not (folder / name).is_file():
             return f"{name} is missing"
         if _digest(folder / name) != digest:
             return f"{name} has changed since it was written"

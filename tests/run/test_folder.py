@@ -57,7 +57,7 @@ def test_without_a_lock_the_adapters_own_config_names_the_base(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("{", "cannot be read as JSON"), ("[]", "does not hold"), ("{}", "names no base model")],
+    [("{", "cannot be read as JSON"), ("[]", "holds no JSON object"), ("{}", "names no base model")],
 )
 def test_a_broken_config_is_named(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "adapter_config.json").write_text(content)

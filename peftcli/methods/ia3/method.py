@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -12,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from peftcli.adapters.base import AdapterLayer, Site
 from peftcli.adapters.method import AddOptions, LayerMethod, bare, settle_fan_in_fan_out
 from peftcli.adapters.naming import complain, similar
+from peftcli.adapters.patterns import Expression
 from peftcli.errors import AdapterError
 from peftcli.methods.ia3.combine import add_weighted_adapter
 from peftcli.methods.ia3.config import FEED_FORWARD, TARGETS, IA3Config
@@ -74,5 +74,5 @@ class IA3Method(LayerMethod):
 def is_named(modules: list[str] | str, name: str) -> bool:
     """PEFT's rule: an expression fits the whole name, a listed name its end."""
     if isinstance(modules, str):
-        return re.fullmatch(modules, name) is not None
+        return Expression(modules).fullmatch(name) is not None
     return any(name.endswith(module) for module in modules)

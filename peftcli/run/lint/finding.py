@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from peftcli.run.adapter import Adapter
+from peftcli.run.answers import FindingAnswer, LintAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,10 @@ class Finding:
         """For a person."""
         return f"{'error' if self.is_error else 'warning'}: {self.where}: {self.message}; {self.advice}"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> FindingAnswer:
         """For `--json`."""
-        severity = "error" if self.is_error else "warning"
         return {
-            "severity": severity,
+            "severity": "error" if self.is_error else "warning",
             "where": self.where,
             "message": self.message,
             "advice": self.advice,
@@ -65,7 +64,7 @@ class Linted:
         """Whether nothing was found that is an error."""
         return not any(finding.is_error for finding in self.findings)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> LintAnswer:
         """For `--json`."""
         return {
             "ok": self.loads,

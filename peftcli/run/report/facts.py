@@ -9,6 +9,7 @@ from typing import Any
 
 from peftcli.adapters.config import CONFIG_NAME, WEIGHTS_NAME
 from peftcli.errors import ModelError, RecipeError
+from peftcli.run.answers import RunAnswer
 from peftcli.run.card import CARD_NAME
 from peftcli.run.lock import LOCK_NAME, Lock, read_lock
 from peftcli.run.report.history import METRICS, History, read_history
@@ -82,7 +83,7 @@ class RunFacts:
                 continue
         return judged
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> RunAnswer:
         """For `--json`."""
         history = self.history
         return {

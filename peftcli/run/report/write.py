@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from peftcli.errors import RecipeError
 from peftcli.files import write_text
+from peftcli.run.answers import ReportAnswer
 from peftcli.run.report.facts import RunFacts, open_runs
 from peftcli.run.report.page import page
 from peftcli.run.report.samples import Samples, collect_samples
@@ -24,7 +24,7 @@ class Report:
     runs: list[RunFacts]
     samples: Samples
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> ReportAnswer:
         """For `--json`."""
         return {
             "report": str(self.path),
