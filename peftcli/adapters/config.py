@@ -169,6 +169,10 @@ class PeftConfig:
         """Whether the method must see rows before a new adapter is made: see `Method.prepare`."""
         return False
 
+    def plain_start(self) -> Self:
+        """The same adapter as its method starts it where it sees neither rows nor the base's weights."""
+        return self
+
     @property
     def reads_inputs(self) -> bool:
         """Whether its layers act by what the model is given: see `Method.during`."""

@@ -89,7 +89,9 @@ class PromptedModel:
         weight = words.weight
         narrow = not options.autocast_adapter_dtype and weight.dtype in HALF
         dtype = weight.dtype if narrow or weight.dtype == torch.float64 else torch.float32
-        encoder.to(weight.device, dtype)
+        # What is in its place stays the same tensors: those of a memory plan hold no numbers, and cannot be moved.
+        if any((each.device, each.dtype) != (weight.device, dtype) for each in encoder.parameters()):
+            encoder.to(weight.device, dtype)
         if not self.peft_config:
             self.model.requires_grad_(False)
         self.peft_config[adapter_name], self._methods[adapter_name] = completed, method

@@ -93,6 +93,9 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and "usable temporary directory" in str(error):
+            say_errors(["no temporary folder can be written; make room in it, or set TMPDIR to another"])
+            return 2
         if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -20,7 +20,7 @@ class Program(StrEnum):
     PEFT = "peft"
 
 
-def check(
+def check(  # noqa: PLR0917  (typer's options, each called by its name)
     recipe: Annotated[
         Path,
         typer.Argument(
@@ -38,7 +38,15 @@ def check(
     data: Annotated[
         bool,
         typer.Option(
-            "--data", help="Read the data and the tokenizer too, and report lengths and trained tokens."
+            "--data",
+            help="Read the data and the tokenizer too, and report lengths, trained tokens and the memory needed.",
+        ),
+    ] = False,
+    lock: Annotated[
+        bool,
+        typer.Option(
+            "--lock",
+            help="With --data: write down what a run would be, beside the recipe (NAME.lock.yaml), for train --locked.",
         ),
     ] = False,
     target: Annotated[
@@ -52,24 +60,31 @@ def check(
     """Check a recipe without loading a model, or an adapter for the program that is to serve it.
 
     Every problem is reported at once, each with its line. With --data the rows are read and encoded as
-    training would, and what would be cut or dropped is counted. With --target the adapter in a folder is
-    checked, and the command that serves it is printed; status 4 says that it will not load there.
+    training would, what would be cut or dropped is counted, and a training step and an evaluation are
+    rehearsed without memory: a run that would not fit into this machine is told what to change. With
+    --target the adapter in a folder is checked, and the command that serves it is printed; status 4 says
+    that it will not load there.
     """
     if target is not None:
-        if overrides or data:
-            raise RecipeError(f"--target checks an adapter; leave {'--data' if data else '--set'} out")
+        given = {"--data": data, "--lock": lock, "--set": bool(overrides)}
+        if names := [name for name, is_given in given.items() if is_given]:
+            raise RecipeError(f"--target checks an adapter; leave {' and '.join(names)} out")
         _lint(recipe, target, as_json=as_json)
         return
     if recipe.is_dir():
         raise RecipeError(
             f"{recipe} is a folder, and no recipe; to check an adapter, say for what: --target vllm, llamacpp or peft"
         )
-    from peftcli.run.check import check_data, check_recipe
+    if lock and not data:
+        raise RecipeError("--lock writes down what the data is; add --data")
+    from peftcli.run.check import check_data, check_recipe, lock_recipe
 
     report = check_recipe(recipe, overrides or [])
     if data:
         report = check_data(report, say)
     say(*report.lines())
+    if lock:
+        say(f"  lock      {lock_recipe(report, say)}")
     if as_json:
         answer_json(report.as_dict())
 

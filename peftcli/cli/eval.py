@@ -35,7 +35,10 @@ def eval_(
 
     The recipe's gates are applied to the adapter's metrics; a gate that fails ends with status 6.
     """
+    from peftcli.cli.gates import say_gates
     from peftcli.run.evaluate import evaluate
+    from peftcli.run.figures import figure
+    from peftcli.run.summary import append_summary
     from peftcli.run.verdicts import enforce
 
     comparison = evaluate(adapter, data, batch_size=batch_size, trust_remote_code=trust_remote_code, say=say)
@@ -45,4 +48,16 @@ def eval_(
         answer_json(comparison.as_dict(), indent=None)
     else:
         answer("\n".join(comparison.lines()))
+    say_gates(comparison.judged)
+    append_summary(
+        f"peftcli eval: {adapter.resolve().name}",
+        facts={
+            "base": comparison.base_name,
+            "folder": str(adapter),
+            "rows": f"{figure(comparison.rows)} of {data or 'those held out'}",
+        },
+        metrics={"base": comparison.base, "adapter": comparison.adapter},
+        gates=comparison.judged,
+        say=say,
+    )
     enforce(comparison.gates, comparison.adapter)

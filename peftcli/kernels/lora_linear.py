@@ -2,9 +2,9 @@
 
 Notable: of all activations only x (in its own dtype, which layers that share an input share; or what makes it anew,
 where that is left on it) and the rank-R product are kept for the backward pass, where dropout's mask is drawn again
-from the state that its generator had; the update is added to the base's product in place, forward and backward; and where x
-takes no gradient (the first adapted layer of a model whose embeddings are frozen), the large product that would make it
-is not computed.
+from the state that its generator had; the update is added to the base's product in place, forward and backward; and
+where x takes no gradient (the first adapted layer of a model whose embeddings are frozen), the large product that would
+make it is not computed.
 
 Shape suffixes: N rows (batch × tokens), I inputs, O outputs, R rank.
 

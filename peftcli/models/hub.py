@@ -39,6 +39,10 @@ def resolve_commit(repo_id: str, revision: str | None = None) -> tuple[str, Path
             f"{at} is neither a folder here nor a model on the Hub; check the name, "
             "or set HF_TOKEN if it is private"
         ) from error
+    except errors.LocalEntryNotFoundError as error:
+        # The Hub answered once and then no more; its class says that the file does not exist, which nobody knows.
+        cached = _cached_snapshot(repo_id, revision, at, error)
+        return cached.name, cached
     except errors.EntryNotFoundError as error:
         raise ModelError(f"{at} has no config.json: it is not a Transformers model") from error
     except network_errors() as error:

@@ -202,15 +202,39 @@ class BuiltInAnswer(TypedDict):
     description: str
 
 
+class BatchAnswer(TypedDict):
+    """A batch that was rehearsed."""
+
+    rows: int
+    longest: int
+
+
+class MemoryAnswer(TypedDict):
+    """What a run will take of memory; bytes."""
+
+    device: str
+    parts: dict[str, int]
+    training: int
+    evaluation: int | None
+    loading: int
+    total: int
+    available: int | None
+    available_is: str | None
+    fits: bool
+    suggestions: list[str]
+    batches: dict[str, BatchAnswer]
+
+
 class _Checked(TypedDict):
     ok: Literal[True]
     recipe: dict[str, Any]
 
 
 class CheckAnswer(_Checked, total=False):
-    """`check`; `data` with `--data`."""
+    """`check`; `data` and `memory` with `--data`; None where there is no plan."""
 
     data: dict[str, Any]
+    memory: MemoryAnswer | None
 
 
 class FindingAnswer(TypedDict):

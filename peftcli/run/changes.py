@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.errors import RecipeError
-from peftcli.run.lock import Lock, read_lock, read_lock_file
+from peftcli.run.lock import Lock, beside, read_lock, read_lock_file, write_lock_file
 
 Say = Callable[[str], object]
 
@@ -69,13 +69,34 @@ def check_locked(lock: Lock, recipe: Path) -> None:
     Raises:
         RecipeError: with what differs; or there is no lock.
     """
-    path = recipe.with_suffix(".lock.yaml")
+    path = beside(recipe)
     older = read_lock_file(path)
     if older is None:
-        raise RecipeError(f"--locked: there is no {path}; copy the recipe.lock.yaml of a run's folder there")
+        raise RecipeError(f"--locked: there is no {path}; write it by `peftcli check {recipe} --data --lock`")
     drift = [change for change in _changes(lock, older) if not change.startswith(PLACES)]
     if drift:
-        raise RecipeError(f"--locked: this is not what {path} says: {'; '.join(drift)}")
+        raise RecipeError(
+            f"--locked: this is not what {path} says: {'; '.join(drift)}; change it back, or write the lock anew by "
+            f"`peftcli check {recipe} --data --lock`"
+        )
+
+
+def write_locked(lock: Lock, recipe: Path, say: Say) -> Path:
+    """Writes the lock beside a recipe, and gives its path; what it changes of an older one is said.
+
+    Raises:
+        ModelError: what stands there is no lock of ours.
+        RecipeError: it cannot be written.
+    """
+    path = beside(recipe)
+    older = read_lock_file(path)
+    for change in _changes(lock, older) if older is not None else ():
+        say(f"changed in the lock: {change}")
+    try:
+        write_lock_file(path, lock)
+    except OSError as error:
+        raise RecipeError(f"--lock: {path} cannot be written: {error.strerror}") from error
+    return path
 
 
 def _changes(lock: Lock, older: Lock) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from peftcli.errors import RecipeError
@@ -57,9 +57,11 @@ def held(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            (folder / HELD).unlink(missing_ok=True)
-            if new and not any(folder.iterdir()):
-                folder.rmdir()
+            # Where the folder cannot be written any more, that is not the error to tell; nobody holds what is left.
+            with suppress(OSError):
+                (folder / HELD).unlink(missing_ok=True)
+                if new and not any(folder.iterdir()):
+                    folder.rmdir()
 
 
 def check_folder(recipe: Recipe, resume: bool | Path, say: Say) -> Path | None:

@@ -14,7 +14,7 @@ from peftcli.data.report import SourceReport
 from peftcli.errors import RecipeError
 from peftcli.run.adapted import Adapted, open_adapted
 from peftcli.run.answers import EvalAnswer
-from peftcli.run.verdicts import judge
+from peftcli.run.verdicts import Verdict, judge, verdicts
 from peftcli.train.evaluate import evaluate as run_evaluation
 from peftcli.train.failures import memory_errors
 from peftcli.train.feed import eval_batches
@@ -33,6 +33,8 @@ class Comparison:
     adapter: dict[str, float]
     base: dict[str, float]
     gates: dict[str, bool]
+    judged: list[Verdict]
+    base_name: str
     is_first: bool
 
     def as_dict(self) -> EvalAnswer:
@@ -51,11 +53,9 @@ class Comparison:
         cells = [("metric", "base", "adapter")]
         cells += [(name, f"{self.base[name]:.4g}", f"{self.adapter[name]:.4g}") for name in names]
         widths = [max(len(row[column]) for row in cells) for column in range(3)]
-        table = [
+        return [
             f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}".rstrip() for row in cells
         ]
-        verdicts = [f"gate {gate}: {'passed' if held else 'FAILED'}" for gate, held in self.gates.items()]
-        return [*table, *verdicts]
 
 
 def evaluate(
@@ -86,14 +86,20 @@ def evaluate(
             **({"per_device_eval_batch_size": batch_size} if batch_size is not None else {}),
         }
     )
-    with memory_errors(settings), training_process(settings, folder) as accelerator:
+    with (
+        memory_errors(settings, evaluating="--batch-size"),
+        training_process(settings, folder) as accelerator,
+    ):
         if not hasattr(adapted.model.get_base_model(), "hf_device_map"):
             adapted.model.to(accelerator.device)
         found = _measure(adapted, rows, settings, accelerator)
         with adapted.model.disable_adapter():
             bare = _measure(adapted, rows, settings, accelerator)
         is_first = bool(accelerator.is_main_process)
-    return Comparison(folder, len(rows), found, bare, judge(adapted.recipe.gates, found), is_first)
+    gates, name = adapted.recipe.gates, adapted.recipe.base_model_id or adapted.recipe.base_model
+    return Comparison(
+        folder, len(rows), found, bare, judge(gates, found), verdicts(gates, found), name, is_first
+    )
 
 
 def _measure(adapted: Adapted, rows: MapRows, settings: Any, accelerator: Accelerator) -> dict[str, float]:

@@ -96,7 +96,17 @@ def make_lock(
 
 def write_lock(folder: Path, lock: Lock) -> None:
     """Writes the lock into a run's folder."""
-    write_text(folder / LOCK_NAME, HEADER + to_yaml(lock.as_dict()))
+    write_lock_file(folder / LOCK_NAME, lock)
+
+
+def write_lock_file(path: Path, lock: Lock) -> None:
+    """Writes the lock to a file."""
+    write_text(path, HEADER + to_yaml(lock.as_dict()))
+
+
+def beside(recipe: Path) -> Path:
+    """Where the lock of a recipe stands that `train --locked` repeats: NAME.lock.yaml."""
+    return recipe.with_suffix(".lock.yaml")
 
 
 def read_lock(folder: Path) -> Lock | None:

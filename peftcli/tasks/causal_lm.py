@@ -220,7 +220,7 @@ class CausalLM(Task):
             self._check_prompt(tuner)
         if not self._packing:
             return
-        if any(config.reads_inputs for config in getattr(model, "peft_config", {}).values()):
+        if _reads_inputs(model):
             raise ModelError(
                 "data.packing: alora_invocation_tokens are looked for once in all the rows that are packed together; "
                 "set data.packing to false"
@@ -236,8 +236,12 @@ class CausalLM(Task):
 
     @contextmanager
     def readied(self, model: nn.Module) -> Iterator[None]:
-        """Lets the model attend by rows where it can: what is compiled has one shape, and prompts stand before rows."""
-        if self.recipe.training.compiles or isinstance(getattr(model, "tuner", None), PromptedModel):
+        """Lets the model attend by rows where it can.
+
+        What is compiled has one shape, prompts stand before rows, and aLoRA looks for its tokens in each row.
+        """
+        prompted = isinstance(getattr(model, "tuner", None), PromptedModel)
+        if self.recipe.training.compiles or prompted or _reads_inputs(model):
             yield
             return
         with attending_by_rows(model) as able:
@@ -278,6 +282,11 @@ class CausalLM(Task):
                 "accuracy": ((logits.argmax(-1) == targets).sum(), count),
             }
         )
+
+
+def _reads_inputs(model: nn.Module) -> bool:
+    """Whether an adapter acts by what the model is given."""
+    return any(config.reads_inputs for config in getattr(model, "peft_config", {}).values())
 
 
 def _joined(rows: Sequence[Row]) -> Row:

@@ -73,19 +73,28 @@ def diverged(step: int, settings: Training, more: str = "") -> DivergedError:
 
 
 @contextmanager
-def memory_errors(settings: Training) -> Iterator[None]:
-    """Turns out-of-memory errors, of a device or the machine, into one that says what to change."""
+def memory_errors(settings: Training, *, evaluating: str | None = None) -> Iterator[None]:
+    """Turns out-of-memory errors, of a device or the machine, into one that says what to change.
+
+    Args:
+        settings: the recipe's `training`.
+        evaluating: where it is an evaluation, what its batch size is called.
+    """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _memory_limit(settings) from error
+        raise _memory_limit(settings, evaluating) from error
     except RuntimeError as error:
         if any(words in str(error).lower() for words in _ALLOCATOR_WORDS):
-            raise _memory_limit(settings) from error
+            raise _memory_limit(settings, evaluating) from error
         raise
 
 
-def _memory_limit(settings: Training) -> MemoryLimitError:
+def _memory_limit(settings: Training, evaluating: str | None) -> MemoryLimitError:
+    if evaluating is not None:
+        rows = settings.per_device_eval_batch_size
+        fewer = f"{evaluating} {rows // 2} (it is {rows}), or " if rows > 1 else ""
+        return MemoryLimitError(f"out of memory in an evaluation; try {fewer}shorter rows (data.max_length)")
     tries = []
     size, steps = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
     if size > 1:

@@ -53,6 +53,8 @@ from peftcli.train.timetable import (
 
 __all__ = ["Job", "Outcome", "train"]
 
+_EVAL_ROWS = "training.per_device_eval_batch_size:"
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -182,14 +184,15 @@ def _eval_loader(job: Job, accelerator: Accelerator, *, pin: bool) -> DataLoader
     }
     wanted = {key: name for key, name in wanted.items() if name != "eval_loss"}
     if wanted:
-        check_metrics(
-            wanted,
-            model=job.model,
-            task=job.task,
-            batches=loader,
-            accelerator=accelerator,
-            settings=settings,
-        )
+        with memory_errors(settings, evaluating=_EVAL_ROWS):
+            check_metrics(
+                wanted,
+                model=job.model,
+                task=job.task,
+                batches=loader,
+                accelerator=accelerator,
+                settings=settings,
+            )
     return loader
 
 
@@ -304,7 +307,7 @@ def _evaluate(run: _Run) -> dict[str, float]:
     """The `eval_…` values of the model as it is, logged."""
     assert run.eval_loader is not None
     engine, progress = run.engine, run.progress
-    with run.meter.paused():
+    with run.meter.paused(), memory_errors(engine.settings, evaluating=_EVAL_ROWS):
         found = evaluate(
             engine.model.plain, engine.task, run.eval_loader, engine.accelerator, engine.settings
         )

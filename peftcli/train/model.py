@@ -43,7 +43,9 @@ def trained_model(model: nn.Module, accelerator: Accelerator, settings: Training
         RecipeError: for a setting that this model cannot follow.
     """
     base = base_of(model)
-    if not _is_placed(base):
+    # Moving what is in its place already would still make every weight anew, and a plan's have nothing to be made of.
+    away = any(weight.device != accelerator.device for weight in (*model.parameters(), *model.buffers()))
+    if away and not _is_placed(base):
         model.to(accelerator.device)
     with ExitStack() as stack:
         if settings.fp16:

@@ -81,6 +81,24 @@ OPTIMIZERS = {
 }
 
 
+# How many moments bitsandbytes' optimizers keep of each weight.
+_MOMENTS = {"AdamW": 2, "Lion": 1, "AdEMAMix": 3, "RMSprop": 1}
+
+
+def stand_in(settings: Training) -> tuple[Training, float]:
+    """The settings with an optimizer that takes any tensors, and how much state the recipe's has beside that one's.
+
+    For a plan of memory: bitsandbytes' own kernels want real weights on a GPU.
+    """
+    choice = OPTIMIZERS.get(settings.optim)
+    module, _, name = choice.where.partition(":") if choice else ("", "", "")
+    if choice is None or not module.startswith("bitsandbytes"):
+        return settings, 1.0
+    bits = dict(choice.fixed)["optim_bits"]
+    plain = settings.model_copy(update={"optim": "adamw_torch", "optim_args": None})
+    return plain, _MOMENTS[name] * bits / (_MOMENTS["AdamW"] * 32)
+
+
 def build_optimizer(model: nn.Module, settings: Training) -> Optimizer:
     """The recipe's optimizer over the trainable parameters of `model`.
 

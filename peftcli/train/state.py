@@ -103,15 +103,20 @@ def write_checkpoint(
     partial = output_dir / f".{folder.name}.partial"
     _clear(partial)
     partial.mkdir(parents=True)
-    save_adapter(partial)
-    _write_json(partial / PROGRESS, asdict(progress))
-    if training is not None:
-        write_tree(training, partial / TRAINING)
-    digests = {file.relative_to(partial).as_posix(): _digest(file) for file in _files(partial)}
-    _write_json(partial / MANIFEST, {"step": progress.global_step, "files": digests})
-    for file in _files(partial):
-        flush(file)
-    flush(partial)
+    try:
+        save_adapter(partial)
+        _write_json(partial / PROGRESS, asdict(progress))
+        if training is not None:
+            write_tree(training, partial / TRAINING)
+        digests = {file.relative_to(partial).as_posix(): _digest(file) for file in _files(partial)}
+        _write_json(partial / MANIFEST, {"step": progress.global_step, "files": digests})
+        for file in _files(partial):
+            flush(file)
+        flush(partial)
+    except OSError:
+        # A full disk needs the room.
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     _clear(folder)
     partial.rename(folder)
     flush(output_dir)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from peftcli.cli.app import run
 
@@ -62,6 +63,7 @@ def test_with_data_the_rows_are_counted(peftcli, tiny):
         ("data.train.type=chat", 3, "messages"),
         ("data.max_length=4", 3, "data.overflow"),
         ("base_model=./nowhere", 4, "nowhere"),
+        ("adapter.target_modules=[q_porj]", 4, "q_porj"),
     ],
 )
 def test_with_data_what_cannot_be_trained_on_has_its_own_status(tiny, capsys, override, status, message):
@@ -70,3 +72,61 @@ def test_with_data_what_cannot_be_trained_on_has_its_own_status(tiny, capsys, ov
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+def test_with_data_the_memory_is_planned(peftcli, tiny):
+    done = peftcli("check", "recipe.yaml", "--data", "--json", check=0)
+    memory = json.loads(done.stdout)["memory"]
+    assert memory["fits"]
+    assert memory["total"] >= memory["training"] == sum(memory["parts"].values())
+    assert "\n  memory    of each process, on its " in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("    at most")
+
+
+def test_a_recipe_for_another_machine_is_right_without_a_plan(tiny, capsys, monkeypatch):
+    """Of a precision that this one does not have."""
+    monkeypatch.chdir(tiny.parent)
+    if torch.cuda.is_available():
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run(["check", "recipe.yaml", "--data", "--json", "--set", "training.fp16=true"]) == 0
+    out, error = capsys.readouterr()
+    assert json.loads(out)["memory"] is None
+    assert "warning: there is no memory plan: training.fp16 needs a CUDA device" in error
+
+
+def test_a_lock_is_written_beside_the_recipe_and_a_locked_run_keeps_to_it(peftcli, tiny):
+    train = ("train", "recipe.yaml", "--locked", "--set", "training.output_dir=out")
+    assert "there is no recipe.lock.yaml; write it by `peftcli check recipe.yaml --data --lock`" in (
+        peftcli(*train, check=2).stderr
+    )
+    tiny.write_text(tiny.read_text() + "  max_steps: 1\n  save_strategy: 'no'\n")
+    done = peftcli("check", "recipe.yaml", "--data", "--lock", check=0)
+    assert done.stderr.splitlines()[-1] == "  lock      recipe.lock.yaml"
+    peftcli(*train, check=0)
+    # The run's own lock is the one that was written before it.
+    folder = tiny.parent
+    assert (folder / "out" / "recipe.lock.yaml").read_text() == (folder / "recipe.lock.yaml").read_text()
+    again = peftcli("check", "recipe.yaml", "--data", "--lock", check=0)
+    assert "changed in the lock" not in again.stderr
+    with (folder / "rows.jsonl").open("a") as file:
+        file.write('{"prompt": "one more", "completion": " row"}\n')
+    refused = peftcli(*train, "--set", "training.overwrite_output_dir=true", check=2).stderr
+    assert "--locked: this is not what recipe.lock.yaml says: " in refused
+    assert "sha256" in refused
+    changed = peftcli("check", "recipe.yaml", "--data", "--lock", check=0).stderr
+    assert "changed in the lock: data.train_sources.0.rows: 9, was 8\n" in changed
+    peftcli(*train, "--set", "training.overwrite_output_dir=true", check=0)
+
+
+def test_a_lock_needs_the_data(recipe, capsys):
+    assert run(["check", str(recipe), "--lock"]) == 2
+    assert capsys.readouterr().err == "error: --lock writes down what the data is; add --data\n"
+
+
+def test_what_is_no_lock_is_not_overwritten(tiny, capsys, monkeypatch):
+    monkeypatch.chdir(tiny.parent)
+    other = tiny.with_suffix(".lock.yaml")
+    other.write_text("mine: 1\n")
+    assert run(["check", "recipe.yaml", "--data", "--lock"]) == 4
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: recipe.lock.yaml: is not a lock")
+    assert other.read_text() == "mine: 1\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from peftcli.cli.app import run as command
 from tests.data.writers import write_jsonl
+from tests.run.test_summary import shown
 from tests.tasks.animals import animals, trained
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +63,27 @@ def test_the_adapter_stands_beside_its_base_in_a_table(run: Path, capsys: pytest
     ]
     assert cells[2][2] == "1"
     assert float(cells[2][1]) < 0.7
-    assert lines[5:] == ["gate eval_accuracy >= 0.9: passed", "gate eval_loss < 0.5: passed"]
+    assert lines[5:] == []
+
+
+def test_its_gates_are_a_table_and_the_job_gets_a_summary_of_both_models(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    told = evaluated(capsys, run).err.splitlines()
+    assert [line.split() for line in told[-3:]] == [
+        ["gate", "bound", "value", "result"],
+        ["eval_accuracy", ">=", "0.9", "1", "passed"],
+        ["eval_loss", "<", "0.5", told[-1].split()[3], "passed"],
+    ]
+    heading, rows = shown((tmp_path / "summary.md").read_text(encoding="utf-8"))
+    assert heading == [f"peftcli eval: {run.name}"]
+    assert [row[0] for row in rows[1:4]] == ["base", "folder", "rows"]
+    assert rows[3][1] == "40 of those held out"
+    assert rows[4] == ["metric", "base", "adapter"]
+    assert rows[6][0] == "eval_accuracy"
+    assert rows[6][2] == "1"
+    assert [row[-1] for row in rows[-2:]] == ["passed", "passed"]
 
 
 def test_json_has_the_metrics_that_training_ended_with(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,13 +113,16 @@ def test_other_rows_are_read_as_the_training_rows_were(
 
 
 def test_a_gate_that_fails_is_shown_and_ends_with_status_6(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     wrong = [row | {"label": "fish"} for row in animals("single", 20, seed=5)]
     rows = write_jsonl(tmp_path / "wrong.jsonl", wrong)
     told = evaluated(capsys, run, "--data", rows, status=6)
-    assert "gate eval_accuracy >= 0.9: FAILED" in told.out
+    assert re.search(r"^eval_accuracy +>= 0.9 +0.* failed$", told.err, re.MULTILINE)
     assert "error: gate failed: eval_accuracy >= 0.9, but it is 0." in told.err
+    _, lines = shown((tmp_path / "summary.md").read_text(encoding="utf-8"))
+    assert lines[-2][-1] == "failed"
 
 
 def test_what_cannot_be_evaluated_is_said_in_one_line(

@@ -53,6 +53,7 @@ def test_json_is_written_either_way(adapter, capsys):
         (["run", "--target", "ollama"], 2, "--target"),
         (["run", "--target", "vllm", "--data"], 2, "leave --data out"),
         (["run", "--target", "vllm", "--set", "a=1"], 2, "leave --set out"),
+        (["run", "--target", "vllm", "--lock", "--data"], 2, "leave --data and --lock out"),
         (["gone", "--target", "vllm"], 4, "there is no folder"),
         (["run/adapter_config.json", "--target", "peft"], 4, "is a file"),
     ],

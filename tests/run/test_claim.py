@@ -137,7 +137,7 @@ def test_a_base_that_was_only_moved_is_the_same_base_and_another_at_its_place_is
 def test_a_locked_run_is_the_lock_beside_its_recipe_or_refused(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     lock = Lock({"training": {"seed": 1, "output_dir": "a"}}, {"fingerprint": "x"}, {}, {"torch": "2"})
-    with pytest.raises(RecipeError, match=r"there is no .*recipe\.lock\.yaml; copy"):
+    with pytest.raises(RecipeError, match=r"there is no .*recipe\.lock\.yaml; write it by"):
         check_locked(lock, recipe)
     write_lock(tmp_path, lock)
     check_locked(lock, recipe)

@@ -13,6 +13,7 @@ import yaml
 from tests.run.test_train import ENVIRONMENT, ROOT, WORDS
 
 KILLS = 7
+TWICE = {"two processes"}
 # What a clock or the machine decides.
 MEASURED = {"tokens_per_second", "peak_memory_bytes"}
 ADALORA = {
@@ -39,6 +40,9 @@ RUNS = {
         },
     },
 }
+
+
+RUNS["two processes"] = {"training": {"gradient_accumulation_steps": 2, "ddp_timeout": 60}}
 
 
 def write_project(folder: Path, base: Path, changes: dict[str, dict[str, object]]) -> None:
@@ -78,7 +82,15 @@ def test_a_killed_run_ends_in_the_bytes_of_the_one_that_was_not(
     write_project(tmp_path, tiny_base, RUNS[name])
     seed = str([*RUNS].index(name))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.run.killer", str(tmp_path), str(KILLS), seed],
+        [
+            sys.executable,
+            "-m",
+            "tests.run.killer",
+            str(tmp_path),
+            str(KILLS),
+            seed,
+            "2" if name in TWICE else "1",
+        ],
         capture_output=True,
         encoding="utf-8",
         cwd=ROOT,

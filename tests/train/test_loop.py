@@ -171,6 +171,19 @@ def test_out_of_memory_says_what_to_change(tmp_path, error):
         train(job(tmp_path, task=Hungry()))
 
 
+def test_out_of_memory_in_an_evaluation_says_what_to_change_there(tmp_path):
+    class Hungry(NextToken):
+        def metrics(self, model, batch):
+            raise MemoryError
+
+    with pytest.raises(MemoryLimitError) as error:
+        train(job(tmp_path, task=Hungry(), eval_strategy="epoch", per_device_eval_batch_size=6))
+    assert str(error.value) == (
+        "out of memory in an evaluation; try training.per_device_eval_batch_size: 3 (it is 6), or shorter rows "
+        "(data.max_length)"
+    )
+
+
 def test_the_cpu_allocator_running_out_is_an_out_of_memory_error(tmp_path):
     class Huge(NextToken):
         def loss(self, model, batch, *, label_smoothing=0.0):

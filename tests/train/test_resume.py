@@ -3,9 +3,13 @@
 import json
 import os
 import signal
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from peftcli.errors import AdapterError, Interrupted, RecipeError
 from peftcli.train.loop import train
@@ -237,6 +241,30 @@ def test_the_best_and_the_last_checkpoint_outlive_the_limit(tmp_path):
     assert [path.name for path in gone] == ["checkpoint-1", "checkpoint-3", "checkpoint-4"]
     assert [step for step, _ in checkpoints(tmp_path)] == [2, 5]
     assert rotate_checkpoints(tmp_path, None, None) == []
+
+
+@given(
+    steps=st.lists(st.integers(1, 99), min_size=1, max_size=8, unique=True),
+    keep=st.integers(1, 4),
+    best=st.integers(0, 7),
+    data=st.data(),
+)
+def test_whatever_the_limit_the_newest_and_the_best_checkpoint_stay(steps, keep, best, data):
+    """The newest was just written: where all others are torn it is the only whole one."""
+    steps.sort()
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for step in steps:
+            write_checkpoint(folder, Progress(global_step=step), None, lambda folder: None)
+        for step in data.draw(st.lists(st.sampled_from(steps), unique=True)):
+            if step != steps[-1]:
+                (folder / f"checkpoint-{step}" / "manifest.json").unlink()
+        best_step = steps[best % len(steps)]
+        rotate_checkpoints(folder, keep, folder / f"checkpoint-{best_step}")
+        left = [step for step, _ in checkpoints(folder)]
+        assert {steps[-1], best_step} <= set(left)
+        assert len(left) <= max(keep, len({steps[-1], best_step}))
+        assert find_checkpoint(folder) == folder / f"checkpoint-{steps[-1]}"
 
 
 def test_going_on_is_said(tmp_path):

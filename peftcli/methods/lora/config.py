@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar, Literal, Self
 
 from peftcli.adapters import checks
 from peftcli.adapters.config import PeftType, TaskType
@@ -175,6 +175,11 @@ class LoraConfig(TokensConfig, LayeredConfig):
     def starts_from_data(self) -> bool:
         """Whether the training rows say how it starts."""
         return self.init_lora_weights in {"eva", "corda", "lora_ga"}
+
+    def plain_start(self) -> Self:
+        """With A drawn at random and B zero."""
+        unused: dict[str, Any] = dict.fromkeys(START_CONFIGS)
+        return replace(self, init_lora_weights=True, **unused)
 
     def conflicts(self) -> list[tuple[str, str]]:
         """Settings of an initialisation are checked as the config itself is; parameters have no inputs or outputs."""

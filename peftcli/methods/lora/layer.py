@@ -238,8 +238,8 @@ class Linear(LoraLayer):
 
     def make_factors(self, name: str, r: int, device: torch.device, dtype: torch.dtype) -> None:
         """A (r, inputs) and B (outputs, r), each in a linear layer, as PEFT has them."""
-        put(self.lora_A, name, _linear(self.in_features, r, device, dtype))
-        put(self.lora_B, name, _linear(r, self.out_features, device, dtype))
+        put(self.lora_A, name, empty_linear(self.in_features, r, device, dtype))
+        put(self.lora_B, name, empty_linear(r, self.out_features, device, dtype))
 
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The weights of both layers."""
@@ -340,7 +340,7 @@ def _fit(x: torch.Tensor, weights: Weights) -> bool:
     )
 
 
-def _linear(inputs: int, outputs: int, device: torch.device, dtype: torch.dtype) -> nn.Linear:
+def empty_linear(inputs: int, outputs: int, device: torch.device, dtype: torch.dtype) -> nn.Linear:
     """A linear layer whose weight is not initialised, which its maker does anyway."""
     layer = blank(nn.Linear, 1, 1)
     layer.__dict__.update(in_features=inputs, out_features=outputs)

@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.nn.utils import skip_init
 
 from peftcli.adapters.base import AdapterLayer, Site
 from peftcli.adapters.method import bare
 from peftcli.adapters.weights import HALF, base_weight, exact, is_quantized, weight_of
 from peftcli.kernels.updated_weight import UpdatedWeight, reference
-from peftcli.methods.lora.layer import LoraLayer
+from peftcli.methods.lora.layer import LoraLayer, empty_linear
 
 _TAKEN = (*HALF, torch.float32, torch.float64)
 # The implementations of Transformers' experts that read their weights by PyTorch's functions, and not by kernels.
@@ -50,9 +49,7 @@ class ParamWrapper(LoraLayer):
             (self.lora_A, (self.in_features, rows)),
             (self.lora_B, (rows, self.out_features)),
         ):
-            container[name] = skip_init(  # type: ignore[no-untyped-call]  # torch's
-                nn.Linear, *sides, bias=False, device=device, dtype=dtype
-            )
+            container[name] = empty_linear(*sides, device, dtype)
 
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """A (E, R, I) and B (E, O, R), or (R, I) and (O, R), which share the adapter's memory."""
