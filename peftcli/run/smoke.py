@@ -8,7 +8,6 @@ whether it learns.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +22,7 @@ from peftcli.data.store import Picked
 from peftcli.errors import ModelError
 from peftcli.models.load import load_config, resolve_base
 from peftcli.models.quiet import bars_on_terminals_only
+from peftcli.models.shrink import shrink
 from peftcli.recipe.schema import Recipe
 from peftcli.run.adapted import Adapted, open_adapted
 from peftcli.run.answers import SmokeAnswer
@@ -32,11 +32,6 @@ from peftcli.tasks.base import Task
 from peftcli.train.feed import on_device
 
 STEPS = 3
-# What configs call the number of their layers, and lists with an entry a layer.
-_LAYERS = (
-    "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "num_decoder_layers"
-)  # fmt: skip
-_BY_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +89,7 @@ def _shrunk_base(recipe: Recipe, folder: Path, say: Say) -> Path:
     trusts = recipe.trust_remote_code
     config = load_config(base, trust_remote_code=trusts)
     processor = task_class.load_processor(base, trust_remote_code=trusts, say=say)
-    for part in _parts(config):
-        _shrink(part)
+    shrink(config)
     set_seed(recipe.training.seed)
     try:
         model = task_class.auto_class().from_config(config, trust_remote_code=trusts)
@@ -107,37 +101,6 @@ def _shrunk_base(recipe: Recipe, folder: Path, say: Say) -> Path:
     count = sum(parameter.numel() for parameter in model.parameters())
     say(f"smoke run: {type(model).__name__} with 2 layers and random weights, {count:,} parameters")
     return folder
-
-
-def _parts(config: Any) -> Iterator[Any]:
-    """The config and those inside it (of a vision tower, a decoder)."""
-    yield config
-    for name in getattr(config, "sub_configs", {}):
-        part = getattr(config, name, None)
-        if part is not None:
-            yield from _parts(part)
-
-
-def _shrink(config: Any) -> None:
-    """Two layers; narrow ones, where width follows from the number of heads as in most decoders."""
-    for name in _LAYERS:
-        if isinstance(getattr(config, name, None), int):
-            setattr(config, name, min(2, getattr(config, name)))
-    for name in _BY_LAYER:
-        if isinstance(kinds := getattr(config, name, None), list):
-            setattr(config, name, kinds[:2])
-    widths = ("num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size")
-    numbers: list[Any] = [getattr(config, name, None) for name in widths]
-    heads, keys, hidden, inner = numbers
-    if all(isinstance(number, int) for number in numbers) and hidden % heads == 0 and heads % keys == 0:
-        group = heads // keys
-        config.hidden_size = group * (hidden // heads)
-        config.num_attention_heads, config.num_key_value_heads = group, 1
-        config.intermediate_size = max(8, inner * config.hidden_size // hidden)
-    experts = next((name for name in ("num_experts", "num_local_experts") if hasattr(config, name)), None)
-    if experts and isinstance(getattr(config, experts), int):
-        setattr(config, experts, min(4, getattr(config, experts)))
-        config.num_experts_per_tok = min(2, getattr(config, "num_experts_per_tok", 2))
 
 
 def _small_recipe(recipe: Recipe, base: Path, output: Path) -> Recipe:

@@ -114,9 +114,14 @@ class Task(ABC):
         """
 
     @contextmanager
-    def readied(self, model: nn.Module) -> Iterator[None]:
-        """The model made ready for the task's batches, and put back at the end; what is collated in between fits it."""
-        del model
+    def readied(self, model: nn.Module, like: nn.Module | None = None) -> Iterator[None]:
+        """The model made ready for the task's batches, and put back at the end; what is collated in between fits it.
+
+        Args:
+            model: with its adapter.
+            like: a base of its kind to try things on, where the model has shapes only and no numbers.
+        """
+        del model, like
         yield
 
     # Rows.

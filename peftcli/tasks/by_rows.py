@@ -8,7 +8,7 @@ anything else of rows so joined than of the same rows alone, its batches are pad
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,27 +24,25 @@ _KINDS = {"full_attention", "sliding_attention"}
 
 
 @contextmanager
-def attending_by_rows(model: nn.Module) -> Iterator[bool]:
+def attending_by_rows(model: nn.Module, like: nn.Module | None = None) -> Iterator[bool]:
     """Lets the model attend by rows, if it can, until the end; says whether it does.
 
     A model that does takes nothing but joined rows: `input_ids`, `position_ids` and `cu_seq_lens_q`.
+
+    Args:
+        model: any.
+        like: one of its kind that is taken on trial in its place, where the model has shapes only and no numbers.
     """
     base: Any = unwrapped(model)
     before = _replaceable(base)
-    if before is None:
+    if before is None or not _stands_trial(like or model):
         yield False
         return
-    wanted = _alone(model, base)
     base.set_attn_implementation(NAME)
     try:
-        yield _agrees(model, base, wanted) or _put_back(base, before)
+        yield True
     finally:
         base.set_attn_implementation(before)
-
-
-def _put_back(base: Any, before: str) -> bool:
-    base.set_attn_implementation(before)
-    return False
 
 
 def parameters(base: nn.Module) -> Mapping[str, inspect.Parameter]:
@@ -105,7 +103,7 @@ def _attention(
     scaling: float | None = None,
     is_causal: bool | None = None,
     sliding_window: int | None = None,
-    cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_q: Sequence[int] | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention as Transformers calls it: (1, heads, T, D) to (1, T, heads, D)."""
@@ -113,14 +111,24 @@ def _attention(
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
     if cu_seq_lens_q is None or attention_mask is not None or not causal or unknown:
         raise NotImplementedError(f"attention by rows is causal, and of joined rows only {unknown}")
-    bounds = cu_seq_lens_q.tolist()
     attended = attend(
-        query[0], key[0], value[0], bounds, dropout=dropout, scaling=scaling, window=sliding_window
+        query[0], key[0], value[0], cu_seq_lens_q, dropout=dropout, scaling=scaling, window=sliding_window
     )
     return attended.unsqueeze(0), None
 
 
 # The trial.
+
+
+def _stands_trial(model: nn.Module) -> bool:
+    base: Any = unwrapped(model)
+    before = base.config._attn_implementation  # noqa: SLF001  (Transformers has no public name for it)
+    wanted = _alone(model, base)
+    base.set_attn_implementation(NAME)
+    try:
+        return _agrees(model, base, wanted)
+    finally:
+        base.set_attn_implementation(before)
 
 
 def _two_rows(base: Any) -> tuple[Tensor, Tensor]:
@@ -144,7 +152,7 @@ def _alone(model: nn.Module, base: nn.Module) -> Tensor:
 def _agrees(model: nn.Module, base: nn.Module, wanted: Tensor) -> bool:
     """Whether it says the same of them joined, and nothing of the first row shows in the second."""
     ids, positions = _two_rows(base)
-    where = {"position_ids": positions, "cu_seq_lens_q": torch.tensor([0, 4, 8], dtype=torch.int32)}
+    where = {"position_ids": positions, "cu_seq_lens_q": [0, 4, 8]}
     try:
         joined, other = (
             _tried(model, base, {"input_ids": each.unsqueeze(0), **where})[0]

@@ -164,20 +164,20 @@ class CausalLM(Task):
 
     # Batches.
 
-    def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def collate(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Right-padded tensors, or all rows as one (B = 1) where the model attends by rows.
 
         Under flash attention packed rows become one row, too.
         `input_ids`, `labels` (B, T), `attention_mask` (B, T) or, for packed and joined rows, `position_ids` (B, T);
         `kept` (B, K): the positions whose next token is trained; `targets` (B, K): that token, or -100;
-        `cu_seq_lens_q` (rows + 1,): where joined rows begin, and T.
+        `cu_seq_lens_q`: where joined rows begin, and T, as plain numbers.
         """
         joined = self._by_rows or (self._flat and "position_ids" in rows[0])
         if joined:
             rows = [_joined(rows)]
         longest = max(len(row["input_ids"]) for row in rows)
         pad = self._tokenizer.pad_token_id
-        batch = {
+        batch: dict[str, Any] = {
             "input_ids": torch.full((len(rows), longest), 0 if pad is None else pad),
             "labels": torch.full((len(rows), longest), IGNORED),
         }
@@ -200,7 +200,7 @@ class CausalLM(Task):
         if self._by_rows:
             batch["attention_mask"] = torch.ones_like(batch["input_ids"])
             starts = np.flatnonzero(rows[0]["position_ids"] == 0)
-            batch["cu_seq_lens_q"] = torch.as_tensor(np.append(starts, longest).astype(np.int32))
+            batch["cu_seq_lens_q"] = [*starts.tolist(), longest]
         return batch
 
     def check_model(self, model: nn.Module) -> None:
@@ -235,7 +235,7 @@ class CausalLM(Task):
         raise ModelError(f"data.packing: {type(base).__name__} {problem}; set data.packing to false")
 
     @contextmanager
-    def readied(self, model: nn.Module) -> Iterator[None]:
+    def readied(self, model: nn.Module, like: nn.Module | None = None) -> Iterator[None]:
         """Lets the model attend by rows where it can.
 
         What is compiled has one shape, prompts stand before rows, and aLoRA looks for its tokens in each row.
@@ -244,7 +244,7 @@ class CausalLM(Task):
         if self.recipe.training.compiles or prompted or _reads_inputs(model):
             yield
             return
-        with attending_by_rows(model) as able:
+        with attending_by_rows(model, like) as able:
             self._by_rows = able
             try:
                 yield

@@ -109,11 +109,15 @@ def _gates_alike(module: Any) -> bool:
 
 
 def _norms_alike(module: Any) -> bool:
+    """The same for norms: of their own size, since some are told it."""
     weight = module.weight
-    if weight.dim() != 1 or weight.is_meta or not weight.is_floating_point():
+    if weight.dim() != 1 or not weight.is_floating_point():
         return False
-    x = torch.randn(2, 3, len(weight), generator=torch.Generator().manual_seed(0))
-    return _alike(module, LeanNorm(module), x.to(weight))
+    draw = torch.Generator().manual_seed(0)
+    tried = copy.copy(module)
+    own = torch.randn(len(weight), generator=draw).to(weight.dtype)
+    tried.__dict__["_parameters"] = {"weight": nn.Parameter(own, requires_grad=False)}
+    return _alike(tried, LeanNorm(tried), torch.randn(2, 3, len(weight), generator=draw).to(weight.dtype))
 
 
 def _alike(one: nn.Module, other: nn.Module, x: Tensor) -> bool:

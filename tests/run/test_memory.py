@@ -191,7 +191,8 @@ def test_checkpointing_and_smaller_batches_take_less(project: Path) -> None:
         )
     ]
     assert activations[1] == pytest.approx(activations[0] / 2, rel=0.02)
-    assert activations[2] < 0.7 * activations[0]  # one layer of two, and what is outside them
+    # One layer of two, and what is outside them, which is most.
+    assert activations[2] < 0.9 * activations[0]
 
 
 def test_logits_are_those_of_trained_positions(project: Path) -> None:

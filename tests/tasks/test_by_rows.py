@@ -166,6 +166,13 @@ def test_prompts_stand_before_each_row_and_compiled_models_have_one_shape():
             assert joining.collate(rows)["input_ids"].shape == (2, 5)
 
 
+def test_an_adapter_that_looks_for_its_tokens_in_each_row_has_rows_of_its_own():
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", alora_invocation_tokens=[1, 2])
+    model, joining = get_peft_model(llama(), config), task()
+    with joining.readied(model):
+        assert joining.collate(random_rows((3, 5)))["input_ids"].shape == (2, 5)
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_model_is_put_back_at_the_end_and_batches_are_padded_again(fails):
     model, joining = llama(), task()
@@ -182,5 +189,5 @@ def test_a_joined_batch_says_that_it_has_no_padding():
     with joining.readied(model):
         batch = joining.collate(random_rows((3, 5)))
     assert batch["attention_mask"].tolist() == [[1] * 8]
-    assert batch["cu_seq_lens_q"].tolist() == [0, 3, 8]
+    assert batch["cu_seq_lens_q"] == [0, 3, 8]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 3, 4]]

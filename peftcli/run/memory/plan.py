@@ -139,10 +139,12 @@ def plan_memory(recipe: Recipe, inputs: Inputs, space: Room | None = None) -> Me
     with TemporaryDirectory() as folder, training_process(settings, Path(folder)) as accelerator:
         process = resident(accelerator.device)
         rehearsal = Rehearsal(recipe, inputs, accelerator)
-        plan = _plan(recipe, inputs, rehearsal, process, space)
-        if plan.fits or plan.room is None:
-            return plan
-        return _with_suggestions(plan, _Search(recipe.training, inputs, rehearsal, process, plan.room.size))
+        with rehearsal.readied():
+            plan = _plan(recipe, inputs, rehearsal, process, space)
+            if plan.fits or plan.room is None:
+                return plan
+            search = _Search(recipe.training, inputs, rehearsal, process, plan.room.size)
+            return _with_suggestions(plan, search)
 
 
 def _plan(

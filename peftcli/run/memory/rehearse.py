@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Self
@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from peftcli.errors import AdapterError, ModelError
 from peftcli.hub import first_line
 from peftcli.models.load import load_config
+from peftcli.models.shrink import shrink
 from peftcli.peft.model import get_peft_model
 from peftcli.recipe.adapter import adapter_config
 from peftcli.recipe.schema import Recipe
@@ -157,10 +158,17 @@ class Rehearsal:
     def _whole(self, settings: Training) -> Iterator[None]:
         """The model made ready as for training; compiled it would be another program, which is not rehearsed."""
         plain = {"torch_compile": False, "torch_compile_backend": None, "torch_compile_mode": None}
-        with (
-            self._mode,
-            trained_model(self.model, self._accelerator, settings.model_copy(update=plain)),
-        ):
+        # Outside the mode: what is tried there has numbers.
+        with trained_model(self.model, self._accelerator, settings.model_copy(update=plain)):
+            yield
+
+    @contextmanager
+    def readied(self) -> Iterator[None]:
+        """The model made ready for its batches as for training; they must be made meanwhile."""
+        with ExitStack() as stack:
+            with _telling(self._inputs.base.name):
+                like = _in_small(self._recipe, self._inputs)
+                stack.enter_context(self._inputs.task.readied(self.model, like))
             yield
 
     def _update(self, settings: Training) -> None:
@@ -238,6 +246,18 @@ def _on_meta(recipe: Recipe, inputs: Inputs) -> tuple[Any, torch.dtype]:
     with torch.device("meta"):
         model = task.auto_class().from_config(config, dtype=dtype, trust_remote_code=trusts, **options)
     return model.eval(), in_file
+
+
+def _in_small(recipe: Recipe, inputs: Inputs) -> Any:
+    """A base of the same kind with few weights, at random."""
+    config = load_config(inputs.base, trust_remote_code=recipe.trust_remote_code)
+    shrink(config)
+    options = {"attn_implementation": recipe.attn_implementation} if recipe.attn_implementation else {}
+    with torch.random.fork_rng(devices=[]):
+        small = inputs.task.auto_class().from_config(
+            config, dtype=torch.float32, trust_remote_code=recipe.trust_remote_code, **options
+        )
+    return small.eval()
 
 
 def _make_fake(model: nn.Module, device: torch.device) -> None:
