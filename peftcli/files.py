@@ -89,6 +89,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Replaces `path` by a safetensors file in one step, with the metadata that Transformers and PEFT write.
 

@@ -1,6 +1,6 @@
 """Writes the recipes' rows: commands said at home, and the compact routing string a hub would act on.
 
-    python recipes/make_data.py     # rewrites the .jsonl, .conll and .txt files beside it
+    python recipes/make_data.py     # rewrites the .jsonl, .conll, .txt and .wav files beside it
 
 The mapping is a rule of ours (`device@room:value`), so the base model cannot know it, and an answer is
 either right or wrong. No command of the held-out rows stands among the training rows.
@@ -8,10 +8,18 @@ either right or wrong. No command of the held-out rows stands among the training
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import random
+import wave
+from itertools import permutations
 from pathlib import Path
 from typing import Any
+
+# What stands for speech: words, and the tones in Hz that say them.
+TONES = {"do": 262, "re": 294, "mi": 330, "fa": 349, "so": 392}
+TONE_RATE = 4_000
 
 ROOMS = {
     "kitchen": "kit",
@@ -160,12 +168,43 @@ def text_lines() -> list[str]:
     ]
 
 
+def melodies(part: str) -> list[str]:
+    """Words that are said as tones; none is held out that is trained."""
+    both = random.Random(5).sample([" ".join(words) for words in permutations(TONES, 2)], 16)
+    return both[:12] if part == "train" else both[12:]
+
+
+def tone_rows(part: str) -> list[dict[str, str]]:
+    """Recordings of melodies, and their words."""
+    return [{"audio": f"tones/{text.replace(' ', '-')}.wav", "text": text} for text in melodies(part)]
+
+
+def recording(text: str) -> bytes:
+    """A WAV file of 8 bits: each word a tone of 0.2 s, which fades."""
+    samples = bytes(
+        round(128 + 100 * math.exp(-at / 800) * math.sin(2 * math.pi * TONES[word] * at / TONE_RATE))
+        for word in text.split()
+        for at in range(TONE_RATE // 5)
+    )
+    with io.BytesIO() as file:
+        with wave.open(file, "wb") as written:
+            written.setparams((1, 1, TONE_RATE, 0, "NONE", ""))
+            written.writeframes(samples)
+        return file.getvalue()
+
+
+def recordings() -> dict[str, bytes]:
+    """Each sound's name and content."""
+    return {row["audio"]: recording(row["text"]) for part in ("train", "eval") for row in tone_rows(part)}
+
+
 def files() -> dict[str, str]:
     """Each file's name and content."""
     rows: dict[str, list[dict[str, Any]]] = {"chat.jsonl": chat_rows()}
     rows |= {f"quickstart-{name}.jsonl": part for name, part in quickstart_rows().items()}
     rows |= {f"devices-{part}.jsonl": classification_rows(part) for part in ("train", "eval")}
     rows |= {f"routes-{part}.jsonl": pair_rows(part) for part in ("train", "eval")}
+    rows |= {f"tones-{part}.jsonl": tone_rows(part) for part in ("train", "eval")}
     made = {name: "".join(json.dumps(row) + "\n" for row in part) for name, part in rows.items()}
     made |= {f"slots-{part}.conll": slot_sentences(part) for part in ("train", "eval")}
     return {**made, "text.txt": "\n".join(text_lines()) + "\n"}
@@ -175,6 +214,10 @@ def main() -> None:
     """Writes the files beside this script."""
     for name, text in files().items():
         Path(__file__).with_name(name).write_text(text, encoding="utf-8")
+    for name, content in recordings().items():
+        path = Path(__file__).parent / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,83 @@ def bert(folder: Path) -> None:
     letter_tokenizer().save_pretrained(folder)
 
 
-MAKERS: dict[str, Callable[[Path], None]] = {"SEQ_2_SEQ_LM": mt5, "SEQ_CLS": bert, "TOKEN_CLS": bert}
+def whisper_tokenizer() -> Any:
+    """Whisper's, of bytes: special tokens in the order that its own have, and timestamps behind them."""
+    from transformers import WhisperTokenizer
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    letters = sorted(set(map(chr, range(33, 127))) | {"Ġ", "Ċ"})
+    tokenizer = WhisperTokenizer(
+        vocab={letter: at for at, letter in enumerate(letters)}, merges=[], pad_token="<|endoftext|>"
+    )
+    languages = [f"<|{code}|>" for code in LANGUAGES]
+    rest = ["translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps"]
+    special = ["<|startoftranscript|>", *languages, *(f"<|{name}|>" for name in rest)]
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    tokenizer.add_tokens([f"<|{at * 0.02:.2f}|>" for at in range(51)])
+    return tokenizer
+
+
+def tiny_whisper(tokenizer: Any, *, multilingual: bool = True, seconds: int = 1, **settings: Any) -> Any:
+    """A random Whisper, the same at every call, that hears so many seconds of 16 mel bins."""
+    import torch
+    from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    torch.manual_seed(0)
+    number = tokenizer.convert_tokens_to_ids
+    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "max_target_positions": 64}
+    heads = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in (("attention_heads", 4), ("ffn_dim", 64))
+    }
+    end = tokenizer.eos_token_id
+    tokens = {
+        "pad_token_id": end,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "decoder_start_token_id": number("<|startoftranscript|>"),
+    }
+    heard = {"num_mel_bins": 16, "max_source_positions": 50 * seconds, "dropout": 0.0}
+    config = WhisperConfig(vocab_size=len(tokenizer), **(sizes | heads | tokens | heard | settings))
+    model = WhisperForConditionalGeneration(config).eval()
+    generation = {
+        "is_multilingual": multilingual,
+        "no_timestamps_token_id": number("<|notimestamps|>"),
+        "max_length": 64,
+        "begin_suppress_tokens": [end],
+        "suppress_tokens": [number("<|startoflm|>")],
+        "return_timestamps": False,
+    }
+    if multilingual:
+        generation["lang_to_id"] = {f"<|{code}|>": number(f"<|{code}|>") for code in LANGUAGES}
+        generation["task_to_id"] = {name: number(f"<|{name}|>") for name in ("transcribe", "translate")}
+    ends = {
+        "decoder_start_token_id": tokens["decoder_start_token_id"],
+        "eos_token_id": end,
+        "pad_token_id": end,
+    }
+    model.generation_config = GenerationConfig(**generation, **ends)
+    return model
+
+
+def whisper(folder: Path, **settings: Any) -> None:
+    """An encoder of sound and a decoder of bytes."""
+    from transformers import WhisperFeatureExtractor, WhisperProcessor
+
+    tokenizer, seconds = whisper_tokenizer(), settings.get("seconds", 1)
+    tiny_whisper(tokenizer, **settings).save_pretrained(folder)
+    extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=seconds)
+    WhisperProcessor(extractor, tokenizer).save_pretrained(folder)
+
+
+MAKERS: dict[str, Callable[[Path], None]] = {
+    "SEQ_2_SEQ_LM": mt5,
+    "SEQ_CLS": bert,
+    "TOKEN_CLS": bert,
+    "SPEECH_SEQ_2_SEQ_LM": whisper,
+}
 
 
 def tiny_base_for(task_type: str, folder: Path) -> Path:

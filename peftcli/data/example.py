@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from peftcli.data.audio import Sound
 from peftcli.registry import FORMATS
 
 
@@ -65,8 +66,16 @@ class Pair:
     target: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """A recording, and what is said in it; None where that is to be predicted."""
+
+    sound: Sound
+    text: str | None
+
+
 Label = str | int
-Example = Text | Completion | Instruction | Chat | Labelled | Tagged | Pair
+Example = Text | Completion | Instruction | Chat | Labelled | Tagged | Pair | Spoken
 
 # An encoded row: what a task's collator makes tensors of. Rows of text have `input_ids`.
 Row = dict[str, Any]
@@ -76,8 +85,8 @@ Encode = Callable[[Sequence[Example]], list[list[Row]]]
 
 
 def row_length(row: Row) -> int:
-    """How much of a batch the row takes: its tokens; a row without tokens counts one."""
-    return len(row["input_ids"]) if "input_ids" in row else 1
+    """How much of a batch the row takes: its tokens, or those of its target; a row without tokens counts one."""
+    return next((len(row[name]) for name in ("input_ids", "labels") if name in row), 1)
 
 
 def cut_tokens(row: Row, limit: int) -> Row:
@@ -95,6 +104,8 @@ class Limit:
         tokens: at most; None where nothing limits them.
         setting: the recipe's key that says so.
         cut: a row with the column cut to a number of tokens.
+        unit: what the column's length is in, where that is not tokens: "ms of audio".
+        advice: what to do about rows that are too long; by default to raise the setting.
     """
 
     column: str
@@ -102,6 +113,12 @@ class Limit:
     tokens: int | None
     setting: str
     cut: Callable[[Row, int], Row]
+    unit: str = ""
+    advice: str = ""
+
+    def shown(self, length: int) -> str:
+        """A length for a reader."""
+        return f"{length:,} {self.unit or (self.name + ' tokens').strip()}"
 
     @property
     def key(self) -> str:

@@ -67,8 +67,14 @@ def read_hub(source: Source, *, streaming: bool) -> Iterator[dict[str, Any]]:
 
 def _named(rows: Any) -> Iterator[dict[str, Any]]:
     """The rows with their labels' names, where the data set knows what the numbers stand for."""
+    import datasets
+
     names = {column: _names(feature) for column, feature in (rows.features or {}).items()}
     names = {column: each for column, each in names.items() if each}
+    for column, feature in (rows.features or {}).items():
+        if isinstance(feature, datasets.Audio):
+            # As it is stored: samples are read when a batch needs them.
+            rows = rows.cast_column(column, datasets.Audio(decode=False))
     for row in rows:
         yield row | {column: _name(row[column], each) for column, each in names.items()}
 

@@ -52,7 +52,8 @@ class _TooLong:
             else ""
         )
         limit = self.limit
-        return f"{self.first} are more than {limit.key} {limit.tokens:,}{more}; raise {limit.setting}"
+        advice = limit.advice or f"raise {limit.setting}"
+        return f"{self.first} are more than {limit.key} {limit.tokens:,}{more}; {advice}"
 
 
 @dataclass(slots=True)
@@ -94,7 +95,7 @@ class Overflow:
         if self.policy == "truncate":
             return self._truncate(row, passed)
         for limit, length in passed:
-            first = f"{where}: {length:,} {limit.name + ' ' if limit.name else ''}tokens"
+            first = f"{where}: {limit.shown(length)}"
             noted = self.too_long.setdefault(limit.setting, _TooLong(limit, first))
             noted.count += 1
             noted.longest = max(noted.longest, length)

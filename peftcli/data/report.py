@@ -38,8 +38,8 @@ class PartReport:
         self.lengths = _spread(lengths)
         for limit in encoder.limits:
             others = [len(row[limit.column]) for row in rows]
-            self.tokens += sum(others)
-            self.other_lengths[limit.name] = _spread(others)
+            self.tokens += 0 if limit.unit else sum(others)
+            self.other_lengths[limit.unit or limit.name] = _spread(others)
 
     def line(self) -> str:
         """The counts for a reader."""

@@ -145,6 +145,29 @@ def load_tokenizer(base: Base, *, trust_remote_code: bool = False, say: Say = lo
     return tokenizer
 
 
+def load_processor(base: Base, processor_class: Any, *, trust_remote_code: bool = False) -> Any:
+    """What turns the base's inputs other than text into tensors, as one of Transformers' classes.
+
+    Raises:
+        ModelError: the base has none that can be loaded.
+        HubError: the Hub could not be reached.
+    """
+    with _one_line_errors(base, "processor"):
+        return processor_class.from_pretrained(
+            base.path, revision=base.revision or "main", trust_remote_code=trust_remote_code
+        )
+
+
+def load_generation(base: Base) -> Any:
+    """How the base generates, its GenerationConfig; None where it does not say that."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(base.path, revision=base.revision or "main")
+    except OSError:
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A base with its weights, in evaluation mode.

@@ -86,12 +86,34 @@ class TokenClassificationOptions(LabelOptions):
     )
 
 
+class SpeechOptions(TaskOptions):
+    """SPEECH_SEQ_2_SEQ_LM."""
+
+    FORMATS: ClassVar[tuple[str, ...]] = ("audio",)
+    # A recording is as long as the model's window; what is longer overflows.
+    DATA: ClassVar[tuple[str, ...]] = ("overflow",)
+    GENERATES: ClassVar[bool] = True
+    STARTER: ClassVar[str] = "speech-recognition"
+    language: str | None = Field(
+        None,
+        min_length=1,
+        description="what is spoken, as Whisper names it: en or english; not for English-only bases",
+    )
+    task: Literal["transcribe", "translate"] | None = Field(
+        None, description="write what is said, or translate it to English; default: transcribe"
+    )
+    max_target_length: int | None = Field(
+        None, ge=8, description="of a text, in tokens with the special ones; default: what the model can take"
+    )
+
+
 # task_type -> its options. A test holds this table and the registry's tasks together.
 OPTIONS: dict[str, type[TaskOptions]] = {
     "CAUSAL_LM": CausalLMOptions,
     "SEQ_2_SEQ_LM": SequenceToSequenceOptions,
     "SEQ_CLS": SequenceClassificationOptions,
     "TOKEN_CLS": TokenClassificationOptions,
+    "SPEECH_SEQ_2_SEQ_LM": SpeechOptions,
 }
 
 

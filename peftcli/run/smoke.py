@@ -20,7 +20,7 @@ from accelerate.utils import set_seed
 from peftcli import registry
 from peftcli.data.store import Picked
 from peftcli.errors import ModelError
-from peftcli.models.load import load_config, resolve_base
+from peftcli.models.load import load_config, load_generation, resolve_base
 from peftcli.models.quiet import bars_on_terminals_only
 from peftcli.models.shrink import shrink
 from peftcli.recipe.schema import Recipe
@@ -95,6 +95,8 @@ def _shrunk_base(recipe: Recipe, folder: Path, say: Say) -> Path:
         model = task_class.auto_class().from_config(config, trust_remote_code=trusts)
     except (ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise ModelError(f"--smoke: {base.name!r} cannot be built in small: {error}") from error
+    if model.can_generate() and (generation := load_generation(base)) is not None:
+        model.generation_config = generation
     with bars_on_terminals_only():
         model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 
 from peftcli.errors import RecipeError, did_you_mean
-from peftcli.files import write_text
+from peftcli.files import write_bytes
 from peftcli.recipe.builtin import folder, read_built_in
 from peftcli.recipe.source import to_yaml
 from peftcli.recipe.tasks import OPTIONS
@@ -59,6 +60,8 @@ training:
   seed: 42
 """
 
+# Where rows that come with peftcli name files beside them.
+_NAMED_FILE = re.compile(r'"([\w-]+/[\w.-]+)"')
 # Where a built-in recipe names rows that come with it.
 _SHIPPED = re.compile(r"path: recipes/([\w.-]+)")
 
@@ -98,7 +101,10 @@ def starter(task: str, base: str | None, rows: Path | None = None, output_dir: s
 
 
 def write_starter(path: Path, task: str, base: str | None) -> tuple[Path, list[Path]]:
-    """Writes the recipe, and its rows beside it as `STEM.jsonl` (several files: `STEM-….jsonl`); returns the paths.
+    """Writes the recipe, its rows beside it as `STEM.jsonl` (several: `STEM-….jsonl`), and the files that these name.
+
+    Returns:
+        The paths of the recipe and of its rows.
 
     Raises:
         RecipeError: where a file exists, or the folder does not.
@@ -110,26 +116,35 @@ def write_starter(path: Path, task: str, base: str | None) -> tuple[Path, list[P
         raise RecipeError(f"there is no folder {path.parent}; make it first", where=str(path))
     text = starter(task, base, stem, f"runs/{path.stem}")
     contents = _rows_of(task, stem)
-    for file in (path, *contents):
+    named = _named_by(contents.values(), path.parent)
+    for file in (path, *contents, *named):
         if file.exists() or file.is_symlink():
             raise RecipeError(
                 "exists already, and is not overwritten; choose another --output", where=str(file)
             )
     try:
-        for file, content in contents.items():
-            write_text(file, content)
-        write_text(path, text)
+        for file, content in (*named.items(), *contents.items(), (path, text.encode())):
+            file.parent.mkdir(exist_ok=True)
+            write_bytes(file, content)
     except OSError as error:
         raise RecipeError(f"cannot be written: {error.strerror}", where=str(path)) from None
     return path, list(contents)
 
 
-def _rows_of(task: str, stem: Path) -> dict[Path, str]:
+def _rows_of(task: str, stem: Path) -> dict[Path, bytes]:
     """The files of rows that a starter names, and what stands in them."""
     if not OPTIONS[task].STARTER:
-        return {Path(f"{stem}.jsonl"): example_rows()}
+        return {Path(f"{stem}.jsonl"): example_rows().encode()}
     names = _SHIPPED.findall(read_built_in(OPTIONS[task].STARTER))
-    return {Path(f"{stem}-{name}"): (folder() / name).read_text(encoding="utf-8") for name in names}
+    return {Path(f"{stem}-{name}"): (folder() / name).read_bytes() for name in names}
+
+
+def _named_by(rows: Iterable[bytes], beside: Path) -> dict[Path, bytes]:
+    """Files that come with peftcli and are named in rows (recordings), for a folder of the user's."""
+    names = {name for content in rows for name in _NAMED_FILE.findall(content.decode())}
+    return {
+        beside / name: (folder() / name).read_bytes() for name in sorted(names) if (folder() / name).is_file()
+    }
 
 
 def _from_built_in(name: str, base: str | None, stem: Path | None, output_dir: str) -> str:

@@ -27,7 +27,7 @@ def context_length(model: Any) -> int | None:
 
 def generated(
     model: nn.Module,
-    inputs: Mapping[str, Tensor],
+    inputs: Mapping[str, Any],
     tokenizer: Any,
     training: Training,
     *,
@@ -38,7 +38,7 @@ def generated(
 
     Args:
         model: with or without an adapter.
-        inputs: of its encoder.
+        inputs: of its encoder, and what else its `generate` takes.
         tokenizer: of the texts.
         training: how it is to be done; what it leaves open is left to the base's own generation config.
         longest: tokens at most, where `training.generation_max_length` says nothing.

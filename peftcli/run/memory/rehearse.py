@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from peftcli.data.example import row_length
 from peftcli.errors import AdapterError, ModelError
 from peftcli.hub import first_line
 from peftcli.models.load import load_config
@@ -68,7 +69,7 @@ def longest_rows(task: Task, rows: Any, count: int) -> Batch:
     streamed = isinstance(rows, StreamRows)
     if streamed:
         rows = list(islice(rows.rows(0), _PROBE))
-        lengths = [len(row.get("input_ids", ())) for row in rows]
+        lengths = [row_length(row) for row in rows]
     else:
         lengths = rows.lengths
     order = np.argsort(-np.asarray(lengths), kind="stable")
