@@ -65,6 +65,7 @@ TASKS = {
     "SEQ_2_SEQ_LM": "peftcli.tasks.seq2seq:SequenceToSequence",
     "SEQ_CLS": "peftcli.tasks.seq_cls:SequenceClassification",
     "TOKEN_CLS": "peftcli.tasks.token_cls:TokenClassification",
+    "FEATURE_EXTRACTION": "peftcli.tasks.feature_extraction:FeatureExtraction",
 }
 
 # data source `type` -> the function from a row to an example.
@@ -76,6 +77,7 @@ FORMATS = {
     "pairs": "peftcli.data.formats.pairs:pairs",
     "classification": "peftcli.data.formats.classification:classification",
     "tokens": "peftcli.data.formats.tokens:tokens",
+    "similarity": "peftcli.data.formats.similarity:similarity",
 }
 
 

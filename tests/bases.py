@@ -71,7 +71,12 @@ def bert(folder: Path) -> None:
     letter_tokenizer().save_pretrained(folder)
 
 
-MAKERS: dict[str, Callable[[Path], None]] = {"SEQ_2_SEQ_LM": mt5, "SEQ_CLS": bert, "TOKEN_CLS": bert}
+MAKERS: dict[str, Callable[[Path], None]] = {
+    "SEQ_2_SEQ_LM": mt5,
+    "SEQ_CLS": bert,
+    "TOKEN_CLS": bert,
+    "FEATURE_EXTRACTION": bert,
+}
 
 
 def tiny_base_for(task_type: str, folder: Path) -> Path:

@@ -39,7 +39,8 @@ class PartReport:
         for limit in encoder.limits:
             others = [len(row[limit.column]) for row in rows]
             self.tokens += sum(others)
-            self.other_lengths[limit.name] = _spread(others)
+            if any(others):
+                self.other_lengths[limit.name] = _spread(others)
 
     def line(self) -> str:
         """The counts for a reader."""

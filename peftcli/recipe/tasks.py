@@ -86,12 +86,35 @@ class TokenClassificationOptions(LabelOptions):
     )
 
 
+class FeatureExtractionOptions(TaskOptions):
+    """FEATURE_EXTRACTION."""
+
+    FORMATS: ClassVar[tuple[str, ...]] = ("similarity",)
+    STARTER: ClassVar[str] = "feature-extraction"
+    pooling: Literal["mean", "cls", "last"] | None = Field(
+        None,
+        description="which of a text's tokens its embedding is: their mean, the first, the last; default: what the "
+        "base's 1_Pooling/config.json says, else mean",
+    )
+    normalize: bool = Field(
+        True, description="predict embeddings of length 1; similarity is their cosine always"
+    )
+    temperature: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="cosines are divided by it where a positive is told from the other texts of its batch; default: "
+        "0.05",
+    )
+
+
 # task_type -> its options. A test holds this table and the registry's tasks together.
 OPTIONS: dict[str, type[TaskOptions]] = {
     "CAUSAL_LM": CausalLMOptions,
     "SEQ_2_SEQ_LM": SequenceToSequenceOptions,
     "SEQ_CLS": SequenceClassificationOptions,
     "TOKEN_CLS": TokenClassificationOptions,
+    "FEATURE_EXTRACTION": FeatureExtractionOptions,
 }
 
 
