@@ -45,6 +45,10 @@ def test_a_rule_is_learnt_and_evaluated_beside_its_base(
     assert found["gates"] == {"eval_recall_at_1 >= 0.9": True}
 
 
+def test_a_merged_model_is_the_adapted_one(run: Path, tmp_path: Path) -> None:
+    assert command(["merge", "--adapter", str(run), "--output", str(tmp_path / "merged"), "--verify"]) == 0
+
+
 @pytest.mark.parametrize(
     ("kind", "make", "metric"),
     [("scored", BASES["encoder"], "eval_spearman"), ("similar", decoder_base, "eval_recall_at_1")],
