@@ -39,6 +39,24 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def clear_unfinished(folder: Path) -> None:
+    """Takes away temporary files that processes have left in a folder which were killed while they wrote."""
+    for path in folder.glob(".*.tmp"):
+        owner = path.name.split(".")[-2]
+        if path.is_file() and owner.isdecimal() and not _lives(int(owner)):
+            path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
+
+
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """The same for a folder: what is written into the temporary one beside it becomes `folder` at the end.

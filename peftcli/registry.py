@@ -66,6 +66,7 @@ TASKS = {
     "SEQ_CLS": "peftcli.tasks.seq_cls:SequenceClassification",
     "TOKEN_CLS": "peftcli.tasks.token_cls:TokenClassification",
     "SPEECH_SEQ_2_SEQ_LM": "peftcli.tasks.speech:SpeechRecognition",
+    "FEATURE_EXTRACTION": "peftcli.tasks.feature_extraction:FeatureExtraction",
 }
 
 # data source `type` -> the function from a row to an example.
@@ -78,6 +79,7 @@ FORMATS = {
     "classification": "peftcli.data.formats.classification:classification",
     "tokens": "peftcli.data.formats.tokens:tokens",
     "audio": "peftcli.data.formats.audio:audio",
+    "similarity": "peftcli.data.formats.similarity:similarity",
 }
 
 

@@ -141,6 +141,11 @@ def pair_rows(part: str) -> list[dict[str, str]]:
     return [{"source": row["instruction"], "target": row["output"]} for row in quickstart_rows()[part]]
 
 
+def similar_rows(part: str) -> list[dict[str, str]]:
+    """Commands, each with the routing string that lies beside it: several commands may have the same."""
+    return [{"anchor": row["instruction"], "positive": row["output"]} for row in quickstart_rows()[part]]
+
+
 def slot_sentences(part: str) -> str:
     """Commands in CoNLL's form, with the room and the value that each names."""
     sentences = []
@@ -205,6 +210,7 @@ def files() -> dict[str, str]:
     rows |= {f"devices-{part}.jsonl": classification_rows(part) for part in ("train", "eval")}
     rows |= {f"routes-{part}.jsonl": pair_rows(part) for part in ("train", "eval")}
     rows |= {f"tones-{part}.jsonl": tone_rows(part) for part in ("train", "eval")}
+    rows |= {f"similar-{part}.jsonl": similar_rows(part) for part in ("train", "eval")}
     made = {name: "".join(json.dumps(row) + "\n" for row in part) for name, part in rows.items()}
     made |= {f"slots-{part}.conll": slot_sentences(part) for part in ("train", "eval")}
     return {**made, "text.txt": "\n".join(text_lines()) + "\n"}

@@ -147,6 +147,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "SEQ_CLS": bert,
     "TOKEN_CLS": bert,
     "SPEECH_SEQ_2_SEQ_LM": whisper,
+    "FEATURE_EXTRACTION": bert,
 }
 
 

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable
 from enum import Enum
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from peftcli.cli.app import app
 from peftcli.recipe.adapter import WRITTEN
 from peftcli.recipe.json_schema import schema_text
 from peftcli.recipe.schema import Data, Recipe, Source
+from peftcli.recipe.tasks import OPTIONS
 from peftcli.recipe.training import OLDER, REFUSED, Training
 
 ROOT = Path(__file__).parent.parent
@@ -85,6 +87,29 @@ def methods_table() -> str:
     return table(("peft_type", "class", "what it does"), rows)
 
 
+def tasks_table() -> str:
+    """Every task, with its formats and options, and the built-in recipe to start from."""
+    rows = []
+    for name, where in registry.TASKS.items():
+        options = OPTIONS[name]
+        module = import_module(where.partition(":")[0])
+        what = (module.__doc__ or "").split("\n")[0].partition(": ")[2]
+        formats = " ".join(f"`{each}`" for each in options.FORMATS)
+        own = " ".join(f"`{each}`" for each in options.model_fields) or "none"
+        rows.append((f"`{name}`", what.rstrip("."), formats, own, f"`{options.STARTER or 'quickstart'}`"))
+    return table(("task_type", "what it learns", "formats", "options (`task`)", "recipe"), rows)
+
+
+def formats_table() -> str:
+    """Every format, with the columns that its rows have."""
+    rows = []
+    for where in registry.FORMATS.values():
+        lines = (import_module(where.partition(":")[0]).__doc__ or "").split("\n")
+        name, _, columns = lines[0].partition(": ")
+        rows.append((name, columns.rstrip(".")))
+    return table(("format", "columns of a row"), rows)
+
+
 def default_of(field: dataclasses.Field[Any]) -> Any:
     """A dataclass field's default, whichever way it was declared."""
     if field.default_factory is not dataclasses.MISSING:
@@ -139,6 +164,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "source": lambda: fields_table(Source),
     "adapter": adapter_table,
     "methods": methods_table,
+    "tasks": tasks_table,
+    "formats": formats_table,
     "training": lambda: fields_table(Training),
     "refused": lambda: table(("field", "why"), [(f"`{name}`", why) for name, why in sorted(REFUSED.items())]),
     "older": lambda: table(

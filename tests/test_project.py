@@ -85,6 +85,9 @@ def test_every_command_of_the_readme_is_one_that_exists_with_the_options_it_is_g
     group = get_command(app)
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("peftcli ")]
     lines += re.findall(r"`(peftcli [a-z][^`]*)`", README)
+    (workflow,) = (yaml.safe_load(block) for block in blocks("yml"))
+    steps = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
+    lines += [step.partition(" > ")[0] for step in steps if step.startswith("peftcli ")]
     assert len(lines) > 5
     for line in lines:
         _, name, *rest = shlex.split(line, comments=True)

@@ -179,7 +179,7 @@ def load_state(
             raise AdapterError(f"{message}; is it an adapter for this base model?", where=where)
         warnings.warn(f"{message}; it is left as it is", PeftWarning, stacklevel=2)
     for key, tensor in state.items():
-        if key in targets and tensor.is_floating_point() != targets[key].is_floating_point():
+        if key in targets and not _is_of_kind(tensor, targets[key]):
             types = f"{tensor.dtype} in the file, {targets[key].dtype} in the model"
             raise AdapterError(f"{key} has numbers of another kind: {types}", where=where)
         _check(key, tensor, where)
@@ -196,6 +196,15 @@ def load_state(
             else:
                 live.copy_(state[key])
     return misfits
+
+
+def _is_of_kind(tensor: torch.Tensor, target: torch.Tensor) -> bool:
+    """Whether both hold real numbers, or both whole ones; PEFT saves whole ones with a point on Windows."""
+    if target.is_floating_point() or not tensor.is_floating_point():
+        return tensor.is_floating_point() == target.is_floating_point()
+    bounds = torch.iinfo(target.dtype)
+    whole = tensor.double()
+    return bool(((whole == whole.round()) & (whole >= bounds.min) & (whole <= bounds.max)).all())
 
 
 def _check(key: str, tensor: torch.Tensor, where: str) -> None:

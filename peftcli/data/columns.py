@@ -21,8 +21,8 @@ class Format:
     """A data source's `type`: its columns, and the function that makes an example of a row.
 
     `alternatives` are sets of required columns, of which a row needs one; a row may have the `optional` ones.
-    Rows to predict on need not have the `targets`. Columns of `files` may name a file, from the folder that the row
-    stands in.
+    Rows to predict on need not have the `targets`, and may have the columns of `predicting` in place of all others.
+    Columns of `files` may name a file, from the folder that the row stands in.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Format:
     read: Callable[[Mapping[str, Any]], Example]
     targets: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    predicting: tuple[str, ...] = ()
 
     def __call__(self, row: Mapping[str, Any]) -> Example:
         """The example that the row (already under the format's column names) holds."""
@@ -38,7 +39,9 @@ class Format:
 
     def without_targets(self) -> Format:
         """The same for rows to predict on: what is to be predicted may be there or not, and is not read."""
-        needed = (tuple(n for n in names if n not in self.targets) for names in self.alternatives)
+        needed = [tuple(n for n in names if n not in self.targets) for names in self.alternatives]
+        if self.predicting:
+            needed.append(self.predicting)
 
         def read(row: Mapping[str, Any]) -> Example:
             return self.read({name: value for name, value in row.items() if name not in self.targets})
@@ -61,11 +64,12 @@ def row_format(
     optional: tuple[str, ...] = (),
     targets: tuple[str, ...] = (),
     files: tuple[str, ...] = (),
+    predicting: tuple[str, ...] = (),
 ) -> Callable[[Callable[[Mapping[str, Any]], Example]], Format]:
     """Declare the columns of a format's function; the format gets the function's name."""
 
     def declare(read: Callable[[Mapping[str, Any]], Example]) -> Format:
-        return Format(read.__name__, alternatives, optional, read, targets, files)
+        return Format(read.__name__, alternatives, optional, read, targets, files, predicting)
 
     return declare
 

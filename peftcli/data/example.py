@@ -74,8 +74,21 @@ class Spoken:
     text: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Similar:
+    """A text, one that means the same, and one that does not; or two texts and how alike they are, from -1 to 1.
+
+    Where a text is to be embedded the others are None.
+    """
+
+    anchor: str
+    positive: str | None = None
+    negative: str | None = None
+    score: float | None = None
+
+
 Label = str | int
-Example = Text | Completion | Instruction | Chat | Labelled | Tagged | Pair | Spoken
+Example = Text | Completion | Instruction | Chat | Labelled | Tagged | Pair | Similar | Spoken
 
 # An encoded row: what a task's collator makes tensors of. Rows of text have `input_ids`.
 Row = dict[str, Any]

@@ -39,7 +39,8 @@ class PartReport:
         for limit in encoder.limits:
             others = [len(row[limit.column]) for row in rows]
             self.tokens += 0 if limit.unit else sum(others)
-            self.other_lengths[limit.unit or limit.name] = _spread(others)
+            if any(others):
+                self.other_lengths[limit.unit or limit.name] = _spread(others)
 
     def line(self) -> str:
         """The counts for a reader."""

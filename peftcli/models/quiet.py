@@ -6,7 +6,7 @@ import io
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 
 
 @contextmanager
@@ -24,13 +24,22 @@ def bars_on_terminals_only() -> Iterator[None]:
         enable_progress_bar()
 
 
-@contextmanager
-def no_load_report() -> Iterator[None]:
+def no_load_report() -> AbstractContextManager[None]:
     """Keeps back the table of missing and unused weights, which the loader's caller says in a line."""
-    logger = logging.getLogger("transformers.modeling_utils")
+    return _kept_back("transformers.modeling_utils", "LOAD REPORT")
+
+
+def no_advice_on_whisper() -> AbstractContextManager[None]:
+    """Keeps back what Transformers' generation says of settings that its own Whisper gives it."""
+    return _kept_back("transformers.generation.utils", "Passing `generation_config` together with")
+
+
+@contextmanager
+def _kept_back(source: str, text: str) -> Iterator[None]:
+    logger = logging.getLogger(source)
 
     def is_other(record: logging.LogRecord) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
+        return text not in record.getMessage()
 
     logger.addFilter(is_other)
     try:

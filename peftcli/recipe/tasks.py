@@ -107,6 +107,28 @@ class SpeechOptions(TaskOptions):
     )
 
 
+class FeatureExtractionOptions(TaskOptions):
+    """FEATURE_EXTRACTION."""
+
+    FORMATS: ClassVar[tuple[str, ...]] = ("similarity",)
+    STARTER: ClassVar[str] = "feature-extraction"
+    pooling: Literal["mean", "cls", "last"] | None = Field(
+        None,
+        description="which of a text's tokens its embedding is: their mean, the first, the last; default: what the "
+        "base's 1_Pooling/config.json says, else mean",
+    )
+    normalize: bool = Field(
+        True, description="predict embeddings of length 1; similarity is their cosine always"
+    )
+    temperature: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="cosines are divided by it where a positive is told from the other texts of its batch; default: "
+        "0.05",
+    )
+
+
 # task_type -> its options. A test holds this table and the registry's tasks together.
 OPTIONS: dict[str, type[TaskOptions]] = {
     "CAUSAL_LM": CausalLMOptions,
@@ -114,6 +136,7 @@ OPTIONS: dict[str, type[TaskOptions]] = {
     "SEQ_CLS": SequenceClassificationOptions,
     "TOKEN_CLS": TokenClassificationOptions,
     "SPEECH_SEQ_2_SEQ_LM": SpeechOptions,
+    "FEATURE_EXTRACTION": FeatureExtractionOptions,
 }
 
 

@@ -7,8 +7,8 @@ PEFT's tasks, or the base's own class, and the size of a head is that in the ada
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from peftcli.adapters.config import PREFIX, PeftConfig, TaskType
@@ -29,10 +29,17 @@ _HEAD = re.compile(re.escape(PREFIX) + r"(classifier|score)(\.out_proj)?\.weight
 
 @dataclass(frozen=True, slots=True)
 class BareBase:
-    """What a base is loaded as, and how."""
+    """What a base is loaded as, and how.
+
+    Attributes:
+        auto_class: Transformers' class for it.
+        load: loads it.
+        options: what the class must be told of the merged model, too.
+    """
 
     auto_class: Any
     load: Callable[[], Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def bare_base(run: RunFolder, base: Base, config: PeftConfig, say: Say) -> BareBase:
@@ -70,7 +77,7 @@ def _of_lock(run: RunFolder, base: Base, lock: Lock, say: Say) -> BareBase:
         set_seed(recipe.training.seed)
         return task.load_model(base).model
 
-    return BareBase(task.auto_class(), load)
+    return BareBase(task.auto_class(), load, task.base_options())
 
 
 def _of_config(run: RunFolder, base: Base, config: PeftConfig, settings: Any) -> BareBase:

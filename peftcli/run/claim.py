@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from peftcli.errors import RecipeError
+from peftcli.files import clear_unfinished
 from peftcli.recipe.schema import Recipe
 from peftcli.run.lock import LOCK_NAME, Lock, write_lock
 from peftcli.train.state import checkpoints, find_checkpoint
@@ -55,6 +56,7 @@ def held(folder: Path) -> Iterator[None]:
                 f"training.output_dir: another run is writing {folder} now; wait for it, or name another folder"
             ) from None
         try:
+            clear_unfinished(folder)
             yield
         finally:
             # Where the folder cannot be written any more, that is not the error to tell; nobody holds what is left.

@@ -218,6 +218,7 @@ def _verify(run: RunFolder, bare: BareBase, folder: Path, dtype: str) -> Drift:
         bare.auto_class,
         dtype="float32",
         trust_remote_code=run.trust_remote_code,
+        **bare.options,
     )
     found = drift(base, adapted, outputs(plain.model, inputs), dtype)
     if plain.unused:

@@ -20,6 +20,7 @@ from peftcli.data.overflow import effective_limit
 from peftcli.data.tokens import IGNORED
 from peftcli.errors import ModelError, RecipeError, did_you_mean
 from peftcli.models.load import Base, load_config, load_processor
+from peftcli.models.quiet import no_advice_on_whisper
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.tasks import SpeechOptions, task_options
 from peftcli.tasks.base import Batch, Evaluated, Say, Sum, Task
@@ -172,7 +173,7 @@ class SpeechRecognition(Task):
         return missing_measures(wanted) if self.recipe.training.predict_with_generate else []
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """`input_features` (B, M, F), and `labels` (B, T), -100 behind each row's last, where rows have them.
+        """`input_features` (B, M, F) and `attention_mask` (B, F); `labels` (B, T), -100 behind each row's last.
 
         Raises:
             DataError: a recording cannot be read any more.
@@ -182,7 +183,7 @@ class SpeechRecognition(Task):
             [row["audio"].samples(rate) for row in rows],
             sampling_rate=rate,
             return_tensors="pt",
-            return_attention_mask=self._masks(),
+            return_attention_mask=True,
         )
         batch: dict[str, Any] = dict(heard)
         if "labels" in rows[0]:
@@ -248,10 +249,15 @@ class SpeechRecognition(Task):
         """The sum of the target tokens' losses, in float32 or better, and their number."""
         from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
-        config: Any = unwrapped(model).config
+        base: Any = unwrapped(model)
+        config = base.config
         labels: Tensor = batch["labels"]
         decoder = shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id)
-        outputs = model(**_heard(model, batch), decoder_input_ids=decoder, use_cache=False)
+        # Transformers masks in place.
+        heard = {"input_features": batch["input_features"].to(base.dtype, copy=self._masks())}
+        if self._masks():
+            heard["attention_mask"] = batch["attention_mask"]
+        outputs = model(**heard, decoder_input_ids=decoder, use_cache=False)
         total = summed_token_loss(
             outputs.logits.flatten(0, 1), labels.flatten(), label_smoothing=label_smoothing
         )
@@ -280,28 +286,23 @@ class SpeechRecognition(Task):
 
     def _generated(self, model: nn.Module, batch: Batch) -> list[str]:
         base: Any = unwrapped(model)
-        asked = {"language": self._language, "task": self._todo} if self._language else {}
-        tokens = generated(
-            model,
-            {"input_features": _heard(model, batch)["input_features"], "return_timestamps": False, **asked},
-            self._tokenizer,
-            self.recipe.training,
-            longest=self._max_target or base.config.max_target_positions,
-        )
+        inputs = {"input_features": batch["input_features"].to(base.dtype), "return_timestamps": False}
+        inputs["attention_mask"] = batch["attention_mask"]
+        if self._language is not None:
+            inputs |= {"language": self._language, "task": self._todo}
+        with no_advice_on_whisper():
+            tokens = generated(
+                model,
+                inputs,
+                self._tokenizer,
+                self.recipe.training,
+                longest=self._max_target or base.config.max_target_positions,
+            )
         return self._texts(tokens)
 
     def _texts(self, tokens: Tensor) -> list[str]:
         found = self._tokenizer.batch_decode(tokens.tolist(), skip_special_tokens=True)
         return [text.strip() for text in found]
-
-
-def _heard(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """What the encoder reads, in the base's type."""
-    base: Any = unwrapped(model)
-    found: dict[str, Tensor] = {"input_features": batch["input_features"].to(base.dtype)}
-    if "attention_mask" in batch:
-        found["attention_mask"] = batch["attention_mask"]
-    return found
 
 
 def _code(language: str) -> str:

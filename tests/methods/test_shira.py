@@ -65,6 +65,15 @@ def test_places_that_were_saved_as_numbers_with_a_point_are_read_as_places(tmp_p
     assert torch.equal(places(loaded), places(model))
 
 
+def test_places_between_places_are_refused(tmp_path: Path):
+    model = adapted()
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({key: tensor.float() + 0.5 for key, tensor in load_file(path).items()}, path)
+    with pytest.raises(AdapterError, match="shira_indices has numbers of another kind"):
+        PeftModel.from_pretrained(Net(), tmp_path)
+
+
 def test_more_values_than_a_layer_has_are_refused():
     with pytest.raises(AdapterError, match=r"mid is \(10, 16\), which r 7 is more than; it can be 6 at most"):
         adapted(r=7)

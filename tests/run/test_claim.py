@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -152,3 +153,15 @@ def test_a_locked_run_is_the_lock_beside_its_recipe_or_refused(tmp_path: Path) -
     ):
         with pytest.raises(RecipeError, match="--locked: this is not what"):
             check_locked(other, recipe)
+
+
+def test_what_a_killed_run_was_writing_goes_and_what_a_living_process_writes_stays(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    mine, left = (tmp_path / f".README.md.{number}.tmp" for number in (os.getpid(), dead.pid))
+    for path in (mine, left, tmp_path / ".notes.tmp"):
+        path.touch()
+    with held(tmp_path):
+        assert not left.exists()
+        assert mine.exists()
+        assert (tmp_path / ".notes.tmp").exists()

@@ -18,6 +18,8 @@ CLASSES = {
     **dict.fromkeys(("owl", "hen", "emu"), "bird"),
     **dict.fromkeys(("eel", "cod", "ide"), "fish"),
 }
+# Of kinds of rows that are not for SEQ_CLS.
+TASKS = {"tokens": "TOKEN_CLS", "similar": "FEATURE_EXTRACTION", "scored": "FEATURE_EXTRACTION"}
 WORDS = [*CLASSES, "the", "my", "old", "runs", "sits", "eats"]
 
 
@@ -55,7 +57,13 @@ BASES = {"encoder": encoder_base, "decoder": decoder_base}
 
 
 def animals(kind: str, count: int, seed: int) -> list[dict[str, Any]]:
-    """Rows of a rule that a random base does not know: single, pair, multi, regression or tokens."""
+    """Rows of a rule that a random base does not know.
+
+    Args:
+        kind: single, pair, multi, regression, tokens, similar or scored.
+        count: how many.
+        seed: of the draw.
+    """
     draw = random.Random(seed)
     return [_row(kind, draw) for _ in range(count)]
 
@@ -67,6 +75,14 @@ def _row(kind: str, draw: random.Random) -> dict[str, Any]:
         return {"text": f"the {draw.choice(['old', 'my'])} runs", "text_pair": one, "label": CLASSES[one]}
     if kind == "multi":
         return {"text": f"{one} {other}", "label": sorted({CLASSES[one], CLASSES[other]})}
+    if kind == "similar":
+        return {"anchor": f"the {one} {does}", "positive": CLASSES[one]}
+    if kind == "scored":
+        return {
+            "anchor": f"the {one}",
+            "positive": f"my {other}",
+            "score": float(CLASSES[one] == CLASSES[other]),
+        }
     if kind == "tokens":
         first, last = CLASSES[one].upper(), CLASSES[other].upper()
         tags = ["O", f"B-{first}", f"I-{first}", "O", f"B-{last}"]
@@ -84,7 +100,7 @@ def trained(
     make(folder / "base")
     recipe = recipe_of(
         folder / "base",
-        "TOKEN_CLS" if kind == "tokens" else "SEQ_CLS",
+        TASKS.get(kind, "SEQ_CLS"),
         data=data
         or {
             "train": {"path": str(write_jsonl(folder / "train.jsonl", animals(kind, 256, seed=0)))},
