@@ -16,11 +16,13 @@ import torch
 import yaml
 
 from peftcli.recipe.read import read_recipe
+from peftcli.recipe.tasks import OPTIONS
 from peftcli.run.inputs import read_inputs
 from peftcli.run.memory import machine
 from peftcli.run.memory.ledger import Ledger
 from peftcli.run.memory.machine import Room, room
 from peftcli.run.memory.plan import MemoryPlan, plan_memory
+from peftcli.run.train import train
 from tests.bases import MAKERS, letter_tokenizer, tiny_base_for, tiny_bert
 from tests.conftest import byte_tokenizer, tiny_llama
 from tests.run.test_train import ENVIRONMENT, ROOT
@@ -164,7 +166,8 @@ def test_every_recipe_of_every_method_and_task_has_a_plan(
     task = read_recipe(path).task_type
     own = tiny_base_for(task, tmp_path / "base") if task in MAKERS else None
     base = own or request.getfixturevalue(BASES.get(path.stem, "tiny_base"))
-    plan = plan_of(path, f"base_model={base}", "data.max_length=512")
+    shorter = ["data.max_length=512"] if "max_length" in OPTIONS[task].DATA else []
+    plan = plan_of(path, f"base_model={base}", *shorter)
     assert plan.fits
     for part in ("base", "adapter", "optimizer", "activations"):
         assert plan.parts[part] > 0
@@ -305,3 +308,20 @@ def test_the_least_limit_of_a_control_group_counts(  # noqa: PLR0917  (a case's 
         assert found.owner == "this machine's memory"
     else:
         assert found == Room(limit, "the limit of this process's group")
+
+
+@pytest.mark.parametrize("name", ["fourierft", "shira", "loftq"])
+def test_what_a_plan_made_is_not_what_a_run_trains(
+    name: str, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one process, whichever comes first."""
+    monkeypatch.chdir(ROOT)
+    path = ROOT / "recipes" / f"{name}.yaml"
+    changes = [f"base_model={tiny_base}", "data.max_length=512"]
+    assert plan_of(path, *changes).fits
+    done = train(
+        read_recipe(path, [*changes, "training.max_steps=1", f"training.output_dir={tmp_path / 'run'}"]),
+        say=lambda _: None,
+    )
+    assert done.outcome.train_loss > 0
+    assert plan_of(path, *changes).fits

@@ -8,13 +8,12 @@ Gao et al., "Parameter-Efficient Fine-Tuning with Discrete Fourier Transform", 2
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import nn
 
 from peftcli.adapters.additive import AdditiveLinear
 from peftcli.adapters.buffers import BufferDict
+from peftcli.adapters.remembered import remembered
 from peftcli.adapters.weights import adapter_dtype, weight_of
 from peftcli.methods.fourierft.config import FourierFTConfig
 
@@ -64,7 +63,7 @@ class FourierFTLinear(AdditiveLinear):
 
 
 # A model has few shapes of layers, and each permutation takes as long as a weight is large.
-@lru_cache(maxsize=8)
+@remembered(8)
 def random_entries(size: int, count: int, seed: int) -> torch.Tensor:
     """The places of `count` of `size` entries: those that PEFT chooses."""
     permutation = torch.randperm(size, generator=torch.Generator().manual_seed(seed))

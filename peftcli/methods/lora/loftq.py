@@ -8,13 +8,13 @@ Li et al., "LoftQ: LoRA-Fine-Tuning-Aware Quantization for Large Language Models
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from peftcli.adapters.remembered import remembered
 from peftcli.adapters.weights import HALF, base_weight, is_quantized
 from peftcli.methods.lora.initial import Kaiming, Start
 
@@ -96,7 +96,7 @@ def _nf4(W_OI: torch.Tensor) -> torch.Tensor:
     return (shares[places] * largest).flatten()[: len(flat)].view(W_OI.shape)
 
 
-@cache
+@remembered(1)
 def _normal_float() -> torch.Tensor:
     """Quantiles of the normal distribution, 8 at or above zero and 8 below, the outermost at ±1.
 

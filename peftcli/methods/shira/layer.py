@@ -9,7 +9,6 @@ Bhardwaj et al., "Sparse High Rank Adapters", 2024, arXiv:2406.13175.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftcli.adapters.base import AdapterLayer, SavedTensor
 from peftcli.adapters.buffers import BufferDict
+from peftcli.adapters.remembered import remembered
 from peftcli.adapters.weights import HALF, adapter_dtype, base_weight, is_quantized, weight_of
 from peftcli.methods.shira.config import ShiraConfig
 
@@ -104,7 +104,7 @@ class ShiraLayer(AdapterLayer):
 
 
 # A model has few shapes of layers, and each permutation takes as long as a weight is large.
-@lru_cache(maxsize=8)
+@remembered(8)
 def random_places(outputs: int, inputs: int, r: int, seed: int | None) -> torch.Tensor:
     """Rows and columns of r × (outputs + inputs) places, in order: (2, N).
 
