@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peftcli.data.audio import Sound
 from peftcli.registry import FORMATS
+
+if TYPE_CHECKING:
+    # It needs numpy, which a report and a starter do without.
+    from peftcli.data.audio import Sound
 
 
 @dataclass(frozen=True, slots=True)
