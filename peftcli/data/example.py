@@ -90,8 +90,25 @@ class Similar:
     score: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A part of a context, and the character that it starts at."""
+
+    text: str
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question and the text that answers it; no answer where it does not, None where they are to be predicted."""
+
+    question: str
+    context: str
+    answers: list[Answer] | None
+
+
 Label = str | int
-Example = Text | Completion | Instruction | Chat | Labelled | Tagged | Pair | Similar | Spoken
+Example = Text | Completion | Instruction | Chat | Labelled | Tagged | Pair | Similar | Spoken | Question
 
 # An encoded row: what a task's collator makes tensors of. Rows of text have `input_ids`.
 Row = dict[str, Any]

@@ -30,6 +30,8 @@ class TaskOptions(Strict):
     """Whether its evaluations can generate (`training.predict_with_generate`)."""
     STARTER: ClassVar[str] = ""
     """The built-in recipe that `peftcli init --task` starts from."""
+    FILES: ClassVar[tuple[str, ...]] = ()
+    """What the task writes beside the adapter and its processor."""
 
 
 class CausalLMOptions(TaskOptions):
@@ -61,6 +63,7 @@ Names = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)
 class LabelOptions(TaskOptions):
     """A task with labels."""
 
+    FILES: ClassVar[tuple[str, ...]] = ("labels.json",)
     labels: Names | None = Field(
         None, description="the labels' names, in order; default: those of the training rows, sorted"
     )
@@ -112,6 +115,7 @@ class FeatureExtractionOptions(TaskOptions):
 
     FORMATS: ClassVar[tuple[str, ...]] = ("similarity",)
     STARTER: ClassVar[str] = "feature-extraction"
+    FILES: ClassVar[tuple[str, ...]] = ("pooling.json",)
     pooling: Literal["mean", "cls", "last"] | None = Field(
         None,
         description="which of a text's tokens its embedding is: their mean, the first, the last; default: what the "
@@ -129,6 +133,28 @@ class FeatureExtractionOptions(TaskOptions):
     )
 
 
+class QuestionAnsweringOptions(TaskOptions):
+    """QUESTION_ANS."""
+
+    FORMATS: ClassVar[tuple[str, ...]] = ("qa",)
+    # A context that is longer than the limit is read in windows: no row is.
+    DATA: ClassVar[tuple[str, ...]] = ("max_length",)
+    STARTER: ClassVar[str] = "question-answering"
+    FILES: ClassVar[tuple[str, ...]] = ("answers.json",)
+    doc_stride: int | None = Field(
+        None,
+        ge=0,
+        description="how many tokens of a long context a window shares with the one before; default: 128, at most half "
+        "of what a window has for the context",
+    )
+    max_answer_length: int = Field(30, ge=1, description="of a predicted answer, in tokens")
+    handle_impossible_answer: bool | None = Field(
+        None,
+        description="whether a prediction may be that the context has no answer; default: whether a question of the "
+        "training rows has none",
+    )
+
+
 # task_type -> its options. A test holds this table and the registry's tasks together.
 OPTIONS: dict[str, type[TaskOptions]] = {
     "CAUSAL_LM": CausalLMOptions,
@@ -137,7 +163,11 @@ OPTIONS: dict[str, type[TaskOptions]] = {
     "TOKEN_CLS": TokenClassificationOptions,
     "SPEECH_SEQ_2_SEQ_LM": SpeechOptions,
     "FEATURE_EXTRACTION": FeatureExtractionOptions,
+    "QUESTION_ANS": QuestionAnsweringOptions,
 }
+
+# Every file that a task writes beside the adapter: it is pushed with it, and goes with the run.
+TASK_FILES = tuple(sorted({name for options in OPTIONS.values() for name in options.FILES}))
 
 
 def task_options(recipe: Recipe) -> TaskOptions:
