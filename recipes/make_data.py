@@ -73,6 +73,33 @@ DEVICES: dict[str, tuple[str, list[tuple[str, str]], range]] = {
         range(1, 21),
     ),
 }
+# What can be set in a room: (how a text says it, how one asks for it, the answer, its numbers).
+SETTINGS = [
+    (
+        "The heating of the {room} stands at {answer}.",
+        "How warm is the {room}?",
+        "{n} degrees",
+        range(15, 27),
+    ),
+    (
+        "The lights in the {room} are dimmed to {answer}.",
+        "How bright are the lights in the {room}?",
+        "{n} percent",
+        range(10, 100, 5),
+    ),
+    (
+        "The blinds in the {room} are lowered to {answer}.",
+        "How far down are the blinds in the {room}?",
+        "{n} percent",
+        range(10, 100, 5),
+    ),
+    (
+        "The speaker in the {room} plays at {answer}.",
+        "How loud is the music in the {room}?",
+        "volume {n}",
+        range(1, 21),
+    ),
+]
 TRAIN_ROWS, EVAL_ROWS, SEED = 280, 40, 7
 
 
@@ -165,6 +192,29 @@ def slot_sentences(part: str) -> str:
     return "\n".join(sentences)
 
 
+def setting_rows(part: str) -> list[dict[str, Any]]:
+    """Questions, and texts of ten settings of a house; in about one of seven the answer is not among them."""
+    rng = random.Random(f"{part} {SEED}")
+    return [_asked(rng) for _ in range(240 if part == "train" else EVAL_ROWS)]
+
+
+def _asked(rng: random.Random) -> dict[str, Any]:
+    places = rng.sample([(room, at) for room in ROOMS for at in range(len(SETTINGS))], 11)
+    context, answers = "", []
+    for room, at in places[:10]:
+        says, _, answer, numbers = SETTINGS[at]
+        answers.append(answer.format(n=rng.choice(numbers)))
+        context += " " * bool(context) + says.format(room=room, answer=answers[-1])
+    asked = 10 if rng.random() < 0.15 else rng.randrange(10)
+    room, at = places[asked]
+    says, question, _, _ = SETTINGS[at]
+    found: dict[str, list[Any]] = {"text": [], "answer_start": []}
+    if asked < 10:
+        stem = says.format(room=room, answer="").rstrip(".")
+        found = {"text": [answers[asked]], "answer_start": [context.index(stem) + len(stem)]}
+    return {"question": question.format(room=room), "context": context, "answers": found}
+
+
 def text_lines() -> list[str]:
     """The rule in plain sentences, one a line."""
     return [
@@ -211,6 +261,7 @@ def files() -> dict[str, str]:
     rows |= {f"routes-{part}.jsonl": pair_rows(part) for part in ("train", "eval")}
     rows |= {f"tones-{part}.jsonl": tone_rows(part) for part in ("train", "eval")}
     rows |= {f"similar-{part}.jsonl": similar_rows(part) for part in ("train", "eval")}
+    rows |= {f"settings-{part}.jsonl": setting_rows(part) for part in ("train", "eval")}
     made = {name: "".join(json.dumps(row) + "\n" for row in part) for name, part in rows.items()}
     made |= {f"slots-{part}.conll": slot_sentences(part) for part in ("train", "eval")}
     return {**made, "text.txt": "\n".join(text_lines()) + "\n"}

@@ -148,6 +148,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "TOKEN_CLS": bert,
     "SPEECH_SEQ_2_SEQ_LM": whisper,
     "FEATURE_EXTRACTION": bert,
+    "QUESTION_ANS": bert,
 }
 
 
