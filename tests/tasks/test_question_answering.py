@@ -99,7 +99,7 @@ def roberta() -> Any:
 BASES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "BERT": (lambda: tiny_bert(len(letter_tokenizer(WORDS))), lambda: letter_tokenizer(WORDS)),
     "RoBERTa": (roberta, merging_tokenizer),
-    "Llama": (tiny_llama, byte_tokenizer),
+    "Llama": (lambda: tiny_llama().model, byte_tokenizer),
     "GPT-2": (gpt2, merging_tokenizer),
     "BART": (bart, ending_tokenizer),
     "mT5": (tiny_mt5, ending_tokenizer),
@@ -151,6 +151,16 @@ def test_padding_changes_nothing(base: Any) -> None:
         assert (one.start, one.end) == (other.start, other.end)
         assert one.odds == pytest.approx(other.odds, abs=1e-5)
         assert one.score == pytest.approx(other.score, rel=1e-5)
+
+
+def test_a_checkpoint_whose_weights_the_class_for_this_task_does_not_find_is_refused(tmp_path: Path) -> None:
+    """Transformers calls a Llama's body `transformer` here and `model` elsewhere; nothing is drawn in its place."""
+    tiny_llama().save_pretrained(tmp_path)
+    options = task_of().model_options()
+    with pytest.raises(
+        ModelError, match=r"lacks 20 weights that a LlamaForQuestionAnswering needs \(first: tran"
+    ):
+        load_model(resolve_base(str(tmp_path)), AutoModelForQuestionAnswering, **options)
 
 
 def test_a_base_with_other_labels_gets_a_head_of_two(tmp_path: Path) -> None:

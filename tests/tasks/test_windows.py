@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -101,11 +102,7 @@ def test_windows_are_those_that_tokenizers_give_with_stride(name: str, room: int
 @everywhere
 @pytest.mark.parametrize("text", [*TEXTS, CONTEXT, "a\u3000b \u00a0 c", "  hello  you  "])
 def test_a_token_s_characters_are_its_own_without_white_space(name: str, text: str) -> None:
-    try:
-        _, pair = pair_of(name, text)
-    except DataError as error:
-        assert "the context has no token" in str(error)
-        return
+    _, pair = pair_of(name, text)
     covered = set()
     for start, end in zip(pair.starts.tolist(), pair.ends.tolist(), strict=True):
         if start == OUTSIDE:
@@ -138,7 +135,7 @@ def test_every_token_is_in_a_window_and_each_shares_what_it_may(count: int, room
     ranges = pair.ranges(room, shared)
     assert (ranges[0][0], ranges[-1][1]) == (0, count)
     assert all(0 < end - begin <= room for begin, end in ranges)
-    for (_, end), (begin, further) in zip(ranges, ranges[1:], strict=False):
+    for (_, end), (begin, further) in itertools.pairwise(ranges):
         assert end - begin == shared
         assert further > end
     assert [pair.window(*each)["input_ids"].tolist() for each in ranges] == [
