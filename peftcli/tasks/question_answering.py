@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from peftcli.adapters.prompt_method import PromptMethod
 from peftcli.data.example import Example, Question, Row
 from peftcli.data.tokens import require_offsets
 from peftcli.errors import DataError, ModelError, RecipeError
 from peftcli.files import write_text
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.tasks import QuestionAnsweringOptions, task_options
+from peftcli.registry import ENGINES, resolve
 from peftcli.tasks.base import Batch, Evaluated, Sum, Task
 from peftcli.tasks.measures import has_measure, measure, missing_measures
 from peftcli.tasks.spans import Span, best_of, best_spans
@@ -49,6 +51,12 @@ class QuestionAnswering(Task):
         if recipe.training.label_smoothing_factor:
             raise RecipeError(
                 "training.label_smoothing_factor: a begin or an end is one token, which is not smoothed; leave it out"
+            )
+        method = recipe.adapter["peft_type"]
+        if getattr(config, "is_encoder_decoder", False) and _puts_vectors(method):
+            raise RecipeError(
+                f"adapter.peft_type: {method} puts vectors in the place of tokens, which the base's decoder needs, too; "
+                "choose another (LORA, say)"
             )
         self._options = options
         self._may_be_none = options.handle_impossible_answer
@@ -330,6 +338,12 @@ class QuestionAnswering(Task):
         if not isinstance(found, bool):
             raise ModelError("handle_impossible_answer must be true or false", where=str(folder / _FILE))
         self._may_be_none = found
+
+
+def _puts_vectors(peft_type: str) -> bool:
+    """Whether a method's prompt stands among the embeddings of tokens."""
+    method = resolve(ENGINES, peft_type, what="peft_type")
+    return issubclass(method, PromptMethod) and not method.keys_and_values
 
 
 def _logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -355,6 +355,13 @@ def test_what_the_task_cannot_do_is_refused() -> None:
         task_of(CanineTokenizer())
     with pytest.raises(RecipeError, match=r"training.label_smoothing_factor: .* leave it out"):
         task_of(training={"label_smoothing_factor": 0.1})
+    prompt = recipe_of(
+        task_type="QUESTION_ANS", adapter={"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3}
+    )
+    with pytest.raises(
+        RecipeError, match=r"PROMPT_TUNING puts vectors .* decoder needs, too; choose another"
+    ):
+        QuestionAnswering(prompt, ending_tokenizer(), bart().config)
     task = task_of()
     rows_of(task, ROWS)
     with pytest.raises(ModelError, match="and the base knows 100: they do not belong together"):
