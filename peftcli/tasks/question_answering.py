@@ -55,7 +55,7 @@ class QuestionAnswering(Task):
         method = recipe.adapter["peft_type"]
         if getattr(config, "is_encoder_decoder", False) and _puts_vectors(method):
             raise RecipeError(
-                f"adapter.peft_type: {method} puts vectors in the place of tokens, which the base's decoder needs, too; "
+                f"adapter.peft_type: {method} puts vectors in the place of tokens, which the base's decoder needs; "
                 "choose another (LORA, say)"
             )
         self._options = options

@@ -359,7 +359,7 @@ def test_what_the_task_cannot_do_is_refused() -> None:
         task_type="QUESTION_ANS", adapter={"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3}
     )
     with pytest.raises(
-        RecipeError, match=r"PROMPT_TUNING puts vectors .* decoder needs, too; choose another"
+        RecipeError, match=r"PROMPT_TUNING puts vectors .* decoder needs; choose another"
     ):
         QuestionAnswering(prompt, ending_tokenizer(), bart().config)
     task = task_of()
