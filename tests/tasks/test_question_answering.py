@@ -358,9 +358,7 @@ def test_what_the_task_cannot_do_is_refused() -> None:
     prompt = recipe_of(
         task_type="QUESTION_ANS", adapter={"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3}
     )
-    with pytest.raises(
-        RecipeError, match=r"PROMPT_TUNING puts vectors .* decoder needs; choose another"
-    ):
+    with pytest.raises(RecipeError, match=r"PROMPT_TUNING puts vectors .* decoder needs; choose another"):
         QuestionAnswering(prompt, ending_tokenizer(), bart().config)
     task = task_of()
     rows_of(task, ROWS)
