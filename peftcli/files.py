@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,8 +113,13 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], head: Mapping[str, str] | None = None) -> None:
     """Replaces `path` by a safetensors file in one step, with the metadata that Transformers and PEFT write.
+
+    Args:
+        path: the file.
+        tensors: by key.
+        head: more metadata.
 
     Raises:
         OSError: where it cannot be written; safetensors itself has another error for a full disk.
@@ -124,7 +129,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
     with replacing(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata={"format": "pt"})
+            save_file(tensors, temporary, metadata={"format": "pt", **(head or {})})
         except SafetensorError as error:
             # It tells the system's number at its end: "… (os error 28)".
             number = re.search(r"\(os error (\d+)\)", str(error))

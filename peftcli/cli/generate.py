@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,11 +14,30 @@ from peftcli.cli.terminal import answer, answer_json, inert_json, say
 from peftcli.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
+    from peftcli.run.folder import RunFolder
     from peftcli.run.generate import Generator
     from peftcli.run.prompts import PromptRow
 
 
+# What means something for text alone, and for pictures alone.
+_TEXT = (
+    "input",
+    "chat",
+    "raw",
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "repetition_penalty",
+    "num_beams",
+    "batch_size",
+    "trust_remote_code",
+)
+_PICTURES = ("num_inference_steps", "guidance_scale", "negative_prompt")
+
+
 def generate(
+    context: typer.Context,
     *,
     adapter: Annotated[
         Path, typer.Option("--adapter", metavar="DIR", help="The adapter's folder.", show_default=False)
@@ -37,7 +56,9 @@ def generate(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", metavar="FILE.jsonl", help="Where the answered rows go; default: standard output."
+            "--output",
+            metavar="FILE",
+            help="Where answered rows go (default: standard output), or the .png file of a picture.",
         ),
     ] = None,
     chat: Annotated[
@@ -68,6 +89,18 @@ def generate(
         int | None,
         typer.Option("--num-beams", help="Write so many texts side by side, and take the likeliest."),
     ] = None,
+    num_inference_steps: Annotated[
+        int | None, typer.Option("--num-inference-steps", min=1, help="Of a picture. Default: diffusers'.")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            "--guidance-scale", help="How closely a picture follows its prompt. Default: diffusers'."
+        ),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option("--negative-prompt", metavar="TEXT", help="What is not to be in a picture.")
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Makes sampling repeatable.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows of --input at once.")] = 8,
     trust_remote_code: Annotated[
@@ -80,20 +113,39 @@ def generate(
         bool, typer.Option("--json", help="Print the result as JSON on standard output.")
     ] = False,
 ) -> None:
-    """Generate text with an adapter, streamed as it comes.
+    """Generate text with an adapter, streamed as it comes, or a picture.
 
     Prompts are written as the training rows were (chat template, system prompt: from the adapter's folder).
     Without --prompt, --input and --chat, the prompt is what stands on standard input.
     """
+    from peftcli.run.folder import open_run
+
+    run = open_run(adapter)
+    if _draws(run):
+        _refuse(context, _TEXT, "have no meaning for an adapter that draws pictures")
+        settings = {
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "negative_prompt": negative_prompt,
+        }
+        _draw(
+            adapter,
+            prompt,
+            output,
+            with_adapter=not no_adapter,
+            seed=seed,
+            settings=settings,
+            as_json=as_json,
+        )
+        return
+    _refuse(context, _PICTURES, "have a meaning for adapters that draw pictures only")
     _check_usage(prompt, input, output, chat=chat, raw=raw, as_json=as_json)
     # A prompt that cannot be used is said at once, not after the model has been loaded.
     prompts = [] if chat or input else _prompts(prompt)
-    from peftcli.run.folder import open_run
     from peftcli.run.prompts import read_prompts
     from peftcli.run.sampling import Sampling
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, num_beams)
-    run = open_run(adapter)
     rows = read_prompts(input, run.columns, run.format) if input else []
     from peftcli.run.generate import open_generator
 
@@ -118,6 +170,55 @@ def generate(
         answer_json(results)
     else:
         _stream(generator, prompts)
+
+
+def _draws(run: RunFolder) -> bool:
+    from peftcli.recipe.tasks import OPTIONS
+
+    return run.task_type in OPTIONS and OPTIONS[run.task_type].DRAWS
+
+
+def _refuse(context: typer.Context, names: tuple[str, ...], reason: str) -> None:
+    """Refuses options of which the command line has any, by what they are called there."""
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in names and _is_given(context, parameter.name)
+    ]
+    if given:
+        raise RecipeError(f"{', '.join(given)} {reason}; leave {'it' if len(given) == 1 else 'them'} out")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _draw(
+    adapter: Path,
+    prompt: list[str] | None,
+    output: Path | None,
+    *,
+    with_adapter: bool,
+    seed: int | None,
+    settings: dict[str, Any],
+    as_json: bool,
+) -> None:
+    if output is None or output.suffix.lower() != ".png":
+        raise RecipeError("this adapter draws; say where the picture goes: --output PICTURE.png")
+    if not output.parent.is_dir():
+        raise RecipeError(f"--output: there is no folder {str(output.parent)!r}; make it first")
+    prompts = _prompts(prompt)
+    if len(prompts) > 1:
+        raise RecipeError("a call draws one picture; give one --prompt")
+    from peftcli.run.draw import draw
+
+    picture = draw(
+        adapter, prompts[0], output, with_adapter=with_adapter, seed=seed, settings=settings, say=say
+    )
+    say(f"{output}: {picture.width} x {picture.height} pixels")
+    if as_json:
+        answer_json(picture.as_dict())
 
 
 def _check_usage(

@@ -27,6 +27,7 @@ LEFT = (
     *MARKS,
     "adapter_model.safetensors",
     "labels.json",
+    "pytorch_lora_weights.safetensors",
     "report.html",
     CARD,
     CURVES,

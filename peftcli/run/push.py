@@ -33,6 +33,8 @@ UPLOADED = (
     "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
     # What prepares images and sound.
     "preprocessor_config.json", "processor_config.json",
+    # The adapter once more, as diffusers reads it.
+    "pytorch_lora_weights.safetensors",
 )  # fmt: skip
 
 Say = Callable[[str], object]
