@@ -23,7 +23,7 @@ from peftcli.errors import ModelError, RecipeError
 from peftcli.hub import first_line
 from peftcli.models.load import Base, one_line_errors
 from peftcli.models.pipeline import INDEX, kind_of
-from peftcli.models.quiet import bars_on_terminals_only, no_load_report
+from peftcli.models.quiet import bars_on_terminals_only, no_advice_on_torchvision, no_load_report
 
 KIND = "StableDiffusionPipeline"
 _PREDICTED = ("epsilon", "v_prediction")
@@ -353,7 +353,7 @@ def pipeline(model: Denoiser, tokenizer: Any) -> Any:
         scheduler = scheduler_class.from_config(dict(model.config.scheduler))
     except (AttributeError, ValueError, TypeError) as error:
         raise ModelError(f"the base's scheduler cannot be made: {error}") from error
-    with _quietly():
+    with _quietly(), no_advice_on_torchvision():
         made = diffusers.StableDiffusionPipeline(
             vae=model.vae,
             text_encoder=model.text,

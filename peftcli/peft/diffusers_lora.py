@@ -7,7 +7,8 @@ head says of each part are the arguments of PEFT's `LoraConfig`, as `save_lora_w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,22 +51,21 @@ def write_diffusers_lora(folder: Path) -> None:
     write_tensors(folder / FILE, {key: tensor.contiguous() for key, tensor in named.items()}, head)
 
 
-def _lora_config(config: Mapping[str, Any], part: str, targets: Iterable[str]) -> dict[str, Any]:
+def _lora_config(config: Mapping[str, Any], part: str, targets: Sequence[str]) -> dict[str, Any]:
     """The arguments of LoraConfig for one part; its layers are named one by one, whatever the adapter's config says."""
     kept = {
         name: config[name] for name in ("r", "lora_alpha", "lora_dropout", "use_rslora") if name in config
     }
     patterns = {
-        name: _patterns(config[name], part) for name in ("rank_pattern", "alpha_pattern") if config.get(name)
+        name: _patterns(config[name], part, targets) for name in ("rank_pattern", "alpha_pattern") if config.get(name)
     }
     return {"peft_type": "LORA", "bias": "none", **kept, **patterns, "target_modules": sorted(targets)}
 
 
-def _patterns(patterns: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """Those that can mean layers of the part, without its name."""
-    others = tuple(f"{other}." for other in _PARTS if other != part)
+def _patterns(patterns: Mapping[str, Any], part: str, targets: Sequence[str]) -> dict[str, Any]:
+    """Those that mean layers of the part, without its name."""
     return {
         pattern.removeprefix(f"{part}."): value
         for pattern, value in patterns.items()
-        if not pattern.startswith(others)
+        if any(re.match(rf"(.*\.)?({pattern})$", f"{part}.{target}") for target in targets)
     }

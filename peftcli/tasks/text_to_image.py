@@ -138,7 +138,7 @@ class TextToImage(Task):
             RecipeError: naming the setting.
         """
         base = _denoiser(model)
-        size = base.text.get_input_embeddings().num_embeddings
+        size = int(self.config.text["vocab_size"])
         if self._largest >= size:
             raise ModelError(
                 f"the tokenizer gives token {self._largest}, and the text encoder knows {size}: they do not belong "
