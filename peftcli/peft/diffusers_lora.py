@@ -57,7 +57,9 @@ def _lora_config(config: Mapping[str, Any], part: str, targets: Sequence[str]) -
         name: config[name] for name in ("r", "lora_alpha", "lora_dropout", "use_rslora") if name in config
     }
     patterns = {
-        name: _patterns(config[name], part, targets) for name in ("rank_pattern", "alpha_pattern") if config.get(name)
+        name: _patterns(config[name], part, targets)
+        for name in ("rank_pattern", "alpha_pattern")
+        if config.get(name)
     }
     return {"peft_type": "LORA", "bias": "none", **kept, **patterns, "target_modules": sorted(targets)}
 
