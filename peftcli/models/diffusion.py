@@ -158,13 +158,13 @@ class Denoiser(nn.Module):
             raise ValueError("diffusers' own way takes no activation_checkpointing_kwargs")
         self.unet.enable_gradient_checkpointing()
         if self.trains_text:
-            self.text_encoder.gradient_checkpointing_enable(dict(options))
+            self.text_encoder.activation_checkpointing_enable(dict(options))
 
     def activation_checkpointing_disable(self) -> None:
         """Keeps them again."""
         self.unet.disable_gradient_checkpointing()
         if self.trains_text:
-            self.text_encoder.gradient_checkpointing_disable()
+            self.text_encoder.activation_checkpointing_disable()
 
     def disable_input_require_grads(self) -> None:
         """Nothing was hooked: blocks that are computed anew need no gradient of what goes in."""

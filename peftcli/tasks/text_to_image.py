@@ -110,7 +110,7 @@ class TextToImage(Task):
             ModelError: always.
         """
         del config, options
-        raise ModelError("a diffusion pipeline cannot be built without its weights")
+        raise ModelError("a diffusion pipeline cannot be built in small, or without its weights")
 
     def load_model(self, base: Base) -> Loaded:
         """The UNet with what it needs beside it."""
