@@ -122,7 +122,7 @@ def generate(
 
     run = open_run(adapter)
     if _draws(run):
-        _refuse(context, _TEXT, "have no meaning for an adapter that draws pictures")
+        _refuse(context, _TEXT, "no meaning for an adapter that draws pictures")
         settings = {
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
@@ -138,7 +138,7 @@ def generate(
             as_json=as_json,
         )
         return
-    _refuse(context, _PICTURES, "have a meaning for adapters that draw pictures only")
+    _refuse(context, _PICTURES, "a meaning for adapters that draw pictures only")
     _check_usage(prompt, input, output, chat=chat, raw=raw, as_json=as_json)
     # A prompt that cannot be used is said at once, not after the model has been loaded.
     prompts = [] if chat or input else _prompts(prompt)
@@ -186,7 +186,8 @@ def _refuse(context: typer.Context, names: tuple[str, ...], reason: str) -> None
         if parameter.name in names and _is_given(context, parameter.name)
     ]
     if given:
-        raise RecipeError(f"{', '.join(given)} {reason}; leave {'it' if len(given) == 1 else 'them'} out")
+        has, them = ("has", "it") if len(given) == 1 else ("have", "them")
+        raise RecipeError(f"{', '.join(given)} {has} {reason}; leave {them} out")
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

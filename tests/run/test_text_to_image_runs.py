@@ -168,11 +168,11 @@ def test_check_counts_rows_prompts_and_class_images_and_says_that_there_is_no_me
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(["check", str(project / "recipe.yaml"), "--data"]) == 0
-    answer = capsys.readouterr()
-    assert "4 rows" in answer.out
-    assert "class images: 3 in" in answer.out
-    assert "pictures of 32 x 32 pixels" in answer.out
-    assert "no memory plan" in answer.err
+    said = capsys.readouterr().err
+    assert "4 rows" in said
+    assert "class images: 3 in" in said
+    assert "pictures of 32 x 32 pixels" in said
+    assert "no memory plan" in said
 
 
 def test_the_card_says_how_diffusers_reads_it_and_push_takes_its_file(
