@@ -114,12 +114,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], head: Mapping[str, str] | None = None) -> None:
-    """Replaces `path` by a safetensors file in one step, with the metadata that Transformers and PEFT write.
+    """Replaces `path` by a safetensors file in one step.
 
     Args:
         path: the file.
         tensors: by key.
-        head: more metadata.
+        head: metadata; by default what Transformers and PEFT write. Of several entries safetensors writes any first.
 
     Raises:
         OSError: where it cannot be written; safetensors itself has another error for a full disk.
@@ -129,7 +129,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], head: Mapping[str, str
 
     with replacing(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata={"format": "pt", **(head or {})})
+            save_file(tensors, temporary, metadata=dict(head or {"format": "pt"}))
         except SafetensorError as error:
             # It tells the system's number at its end: "… (os error 28)".
             number = re.search(r"\(os error (\d+)\)", str(error))
