@@ -237,11 +237,12 @@ def test_peft_reads_the_adapter_onto_the_pipelines_parts(
     task = task_of(base, task={"train_text_encoder": True})
     ours = adapted(task).eval()
     ours.save_pretrained(tmp_path)
-    bare = task.load_model(resolve_base(str(base))).model
-    theirs = peft.PeftModel.from_pretrained(bare, tmp_path).eval()
+    bare = task.load_model(resolve_base(str(base))).model.eval()
+    parts = nn.ModuleDict({"unet": bare.unet, "text_encoder": bare.text})
+    peft.PeftModel.from_pretrained(parts, tmp_path)
     latents, ids = torch.randn(1, 4, 16, 16), batch_of(task, photos[:1])["input_ids"]
     with torch.no_grad():
-        found, wanted = (model(latents, torch.tensor([300]), ids) for model in (theirs, ours))
+        found, wanted = (model(latents, torch.tensor([300]), ids) for model in (bare, ours))
     torch.testing.assert_close(found, wanted)
 
 
