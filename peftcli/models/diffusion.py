@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,15 @@ from peftcli.models.quiet import bars_on_terminals_only, no_advice_on_torchvisio
 KIND = "StableDiffusionPipeline"
 _PREDICTED = ("epsilon", "v_prediction")
 _TOKENIZERS = ("tokenizer.json", "vocab.json")
-_PARTS = ("unet", "vae", "text_encoder")
+_BESIDE_TOKENIZERS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+_CONFIGS = {
+    "unet": "unet/config.json",
+    "vae": "vae/config.json",
+    "text": "text_encoder/config.json",
+    "scheduler": "scheduler/scheduler_config.json",
+}
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_PARTS = {"unet": _WEIGHTS, "vae": _WEIGHTS, "text_encoder": "model.safetensors"}
 _LOADING: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
 
 
@@ -177,7 +185,7 @@ def load_pipeline_config(base: Base) -> DiffusionConfig:
         ModelError: it is no pipeline, or one that cannot be trained here.
         HubError: the Hub could not be reached.
     """
-    folder = _folder(base, "*.json")
+    folder = _folder(base, _CONFIGS.values())
     if not (folder / INDEX).is_file():
         raise ModelError(
             f"base_model {base.name!r} has no {INDEX}; TEXT_TO_IMAGE needs the folder of a diffusers pipeline"
@@ -187,29 +195,26 @@ def load_pipeline_config(base: Base) -> DiffusionConfig:
         raise ModelError(
             f"base_model {base.name!r} is a {kind}, and TEXT_TO_IMAGE trains {KIND} only (Stable Diffusion 1 and 2)"
         )
-    config = DiffusionConfig(
-        unet=_read(folder / "unet" / "config.json"),
-        vae=_read(folder / "vae" / "config.json"),
-        text=_read(folder / "text_encoder" / "config.json"),
-        scheduler=_read(folder / "scheduler" / "scheduler_config.json"),
-    )
+    config = DiffusionConfig(**{name: _read(folder / path) for name, path in _CONFIGS.items()})
     _check(config, base.name)
     return config
 
 
-def _folder(base: Base, *patterns: str) -> Path:
-    """Where the pipeline's files are, those of a Hub repository fetched as far as they fit the patterns."""
+def _folder(base: Base, names: Iterable[str]) -> Path:
+    """Where the pipeline's files are; of a Hub repository those of the names that it has are fetched."""
     if Path(base.path).is_dir() or base.revision is None:
         return Path(base.path)
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import errors, hf_hub_download
 
+    found = ""
     with one_line_errors(base, "pipeline"), bars_on_terminals_only():
-        found = snapshot_download(
-            base.path,
-            revision=base.revision,
-            allow_patterns=list(patterns),
-            ignore_patterns=["*.fp16.*", "*.non_ema*"],
-        )
+        for name in (INDEX, *names):
+            try:
+                found = hf_hub_download(base.path, name, revision=base.revision).removesuffix(name)
+            except errors.LocalEntryNotFoundError:  # the Hub did not answer
+                raise
+            except errors.EntryNotFoundError:
+                continue
     return Path(found)
 
 
@@ -253,7 +258,9 @@ def load_prompt_tokenizer(base: Base) -> Any:
     """
     from transformers import CLIPTokenizer
 
-    folder = _folder(base, "*.json", "tokenizer/*") / "tokenizer"
+    folder = (
+        _folder(base, (f"tokenizer/{name}" for name in (*_TOKENIZERS, *_BESIDE_TOKENIZERS))) / "tokenizer"
+    )
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise ModelError(f"{base.name!r} has no tokenizer: there is no {folder / _TOKENIZERS[0]}")
     with one_line_errors(base, "tokenizer"):
@@ -277,7 +284,7 @@ def load_denoiser(base: Base, config: DiffusionConfig, *, dtype: str, trains_tex
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
-    folder = _folder(base, "*.json", *(f"{name}/*.safetensors" for name in _PARTS))
+    folder = _folder(base, (*_CONFIGS.values(), *(f"{name}/{file}" for name, file in _PARTS.items())))
     stored = {name: _stored_dtype(folder / name, base.name) for name in _PARTS}
     kind = stored["unet"] if dtype == "auto" else getattr(torch, dtype)
     with one_line_errors(base, "model"), bars_on_terminals_only(), no_load_report(), _quietly():
