@@ -33,6 +33,7 @@ _TEXT = (
     "batch_size",
     "trust_remote_code",
 )
+_NEEDS_INPUT = "--output needs --input, or an adapter that draws a PICTURE.png; text goes to standard output"
 _PICTURES = ("num_inference_steps", "guidance_scale", "negative_prompt")
 
 
@@ -118,8 +119,14 @@ def generate(
     Prompts are written as the training rows were (chat template, system prompt: from the adapter's folder).
     Without --prompt, --input and --chat, the prompt is what stands on standard input.
     """
+    _check_usage(prompt, input, output, chat=chat, raw=raw, as_json=as_json)
+    # A prompt that cannot be used is said at once, not after the model has been loaded.
+    prompts = [] if chat or input else _prompts(prompt)
     from peftcli.run.folder import open_run
+    from peftcli.run.prompts import read_prompts
+    from peftcli.run.sampling import Sampling
 
+    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, num_beams)
     run = open_run(adapter)
     if _draws(run):
         _refuse(context, _TEXT, "no meaning for an adapter that draws pictures")
@@ -130,7 +137,7 @@ def generate(
         }
         _draw(
             adapter,
-            prompt,
+            prompts,
             output,
             with_adapter=not no_adapter,
             seed=seed,
@@ -139,13 +146,8 @@ def generate(
         )
         return
     _refuse(context, _PICTURES, "a meaning for adapters that draw pictures only")
-    _check_usage(prompt, input, output, chat=chat, raw=raw, as_json=as_json)
-    # A prompt that cannot be used is said at once, not after the model has been loaded.
-    prompts = [] if chat or input else _prompts(prompt)
-    from peftcli.run.prompts import read_prompts
-    from peftcli.run.sampling import Sampling
-
-    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, num_beams)
+    if output and not input:
+        raise RecipeError(_NEEDS_INPUT)
     rows = read_prompts(input, run.columns, run.format) if input else []
     from peftcli.run.generate import open_generator
 
@@ -197,7 +199,7 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 def _draw(
     adapter: Path,
-    prompt: list[str] | None,
+    prompts: list[str],
     output: Path | None,
     *,
     with_adapter: bool,
@@ -209,7 +211,6 @@ def _draw(
         raise RecipeError("this adapter draws; say where the picture goes: --output PICTURE.png")
     if not output.parent.is_dir():
         raise RecipeError(f"--output: there is no folder {str(output.parent)!r}; make it first")
-    prompts = _prompts(prompt)
     if len(prompts) > 1:
         raise RecipeError("a call draws one picture; give one --prompt")
     from peftcli.run.draw import draw
@@ -229,8 +230,9 @@ def _check_usage(
     sources = [flag for flag, given in (("--prompt", prompt), ("--input", rows), ("--chat", chat)) if given]
     if len(sources) > 1:
         raise RecipeError(f"{' and '.join(sources)} do not go together; give one")
-    if output and not rows:
-        raise RecipeError("--output needs --input; other prompts are answered on standard output")
+    # What the adapter does is not known yet.
+    if output and not rows and output.suffix.lower() != ".png":
+        raise RecipeError(_NEEDS_INPUT)
     if output and rows:
         check_output(output, rows)
     if chat and (raw or as_json):

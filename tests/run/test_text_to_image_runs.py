@@ -118,9 +118,9 @@ def test_generate_writes_a_picture_which_the_seed_decides(
     ("options", "refused"),
     [
         (["--prompt", PROMPT], ("say where the picture goes: --output PICTURE.png", 2)),
-        (["--prompt", PROMPT, "--output", "picture.jpg"], ("--output PICTURE.png", 2)),
+        (["--prompt", PROMPT, "--output", "picture.jpg"], ("an adapter that draws a PICTURE.png", 2)),
         (["--prompt", PROMPT, "--output", "nowhere/a.png"], ("there is no folder ", 2)),
-        (["--prompt", PROMPT, "--output", "a.png", "--chat"], ("--chat has no meaning", 2)),
+        (["--prompt", PROMPT, "--output", "a.png", "--raw"], ("--raw has no meaning", 2)),
         (
             ["--prompt", PROMPT, "--output", "a.png", "--max-new-tokens", "9", "--top-p", "0.5"],
             ("--max-new-tokens, --top-p have no meaning for an adapter that draws", 2),
