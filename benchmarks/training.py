@@ -100,7 +100,8 @@ def first_adapter(path: str) -> None:
     """Leaves the adapter that peftcli begins with beside the rows, for its peers to begin with, too."""
     from peftcli.run.train import train
 
-    train(recipe(path, str(_first(path)), learning_rate=0.0, max_steps=1), say=lambda _: None)
+    # A step of no size, since a run has at least one.
+    train(recipe(path, str(_first(path)), learning_rate=1e-30, max_steps=1), say=lambda _: None)
 
 
 def _first(path: str) -> Path:

@@ -10,8 +10,8 @@ from typing import Any
 from peftcli.data.columns import Format, check_renames, guess_format, load_format, select, unused
 from peftcli.data.example import Encoder, Example, Row
 from peftcli.data.overflow import Overflow
-from peftcli.data.report import SourceReport, file_sha256
-from peftcli.data.sources import RawRow, local_files, read_rows
+from peftcli.data.report import SourceReport
+from peftcli.data.sources import RawRow, read_rows
 from peftcli.errors import DataError, RecipeError
 from peftcli.recipe.schema import Source
 from peftcli.registry import FORMATS
@@ -69,13 +69,6 @@ class SourceReading:
         yield from self._encoded(batch)
         if self._overflow is not None:
             self._overflow.check()
-
-    def fingerprint(self) -> None:
-        """Put the hash of every local file of the source into the report."""
-        for path in local_files(self._source) or ():
-            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                if file.is_file():
-                    self.report.sha256[str(file)] = file_sha256(file)
 
     def _open(self, raw: RawRow) -> Format:
         """The source's format, told or guessed from its first row."""

@@ -9,6 +9,8 @@ least one character of it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -72,6 +74,19 @@ def beginning(tokenizer: Any) -> list[int]:
     full: list[int] = tokenizer("a", add_special_tokens=True)["input_ids"]
     count = next((at for at in range(len(full)) if full[at : at + len(bare)] == bare), 0)
     return full[:count]
+
+
+def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
+    """All that texts' tokens depend on, of a tokenizer that has offsets."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    # These change with what was tokenized last; rows are neither cut nor padded.
+    content.pop("truncation", None)
+    content.pop("padding", None)
+    return {
+        "class": type(tokenizer).__name__,
+        "content": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+        "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+    }
 
 
 def encode_passages(tokenizer: Any, passages: Sequence[Passage]) -> list[Encoded]:
