@@ -68,6 +68,7 @@ TASKS = {
     "SPEECH_SEQ_2_SEQ_LM": "peftcli.tasks.speech:SpeechRecognition",
     "FEATURE_EXTRACTION": "peftcli.tasks.feature_extraction:FeatureExtraction",
     "QUESTION_ANS": "peftcli.tasks.question_answering:QuestionAnswering",
+    "TEXT_TO_IMAGE": "peftcli.tasks.text_to_image:TextToImage",
 }
 
 # data source `type` -> the function from a row to an example.
@@ -82,6 +83,7 @@ FORMATS = {
     "audio": "peftcli.data.formats.audio:audio",
     "similarity": "peftcli.data.formats.similarity:similarity",
     "qa": "peftcli.data.formats.qa:qa",
+    "caption": "peftcli.data.formats.caption:caption",
 }
 
 

@@ -1,6 +1,6 @@
 """Writes the recipes' rows: commands said at home, and the compact routing string a hub would act on.
 
-    python recipes/make_data.py     # rewrites the .jsonl, .conll, .txt and .wav files beside it
+    python recipes/make_data.py     # rewrites the .jsonl, .conll, .txt, .wav and .png files beside it
 
 The mapping is a rule of ours (`device@room:value`), so the base model cannot know it, and an answer is
 either right or wrong. No command of the held-out rows stands among the training rows.
@@ -12,7 +12,9 @@ import io
 import json
 import math
 import random
+import struct
 import wave
+import zlib
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,16 @@ from typing import Any
 # What stands for speech: words, and the tones in Hz that say them.
 TONES = {"do": 262, "re": 294, "mi": 330, "fa": 349, "so": 392}
 TONE_RATE = 4_000
+# What stands for photographs of one subject: a ball with a stripe, on grounds of their own.
+GROUNDS = [
+    (240, 235, 220),
+    (205, 225, 240),
+    (225, 240, 210),
+    (240, 215, 215),
+    (220, 215, 240),
+    (235, 235, 235),
+]
+BALL, STRIPE, SIDE = (200, 40, 120), (250, 210, 60), 32
 
 ROOMS = {
     "kitchen": "kit",
@@ -253,6 +265,41 @@ def recordings() -> dict[str, bytes]:
     return {row["audio"]: recording(row["text"]) for part in ("train", "eval") for row in tone_rows(part)}
 
 
+def subject_rows(part: str) -> list[dict[str, str]]:
+    """Pictures of the subject; the last ones are held out."""
+    numbers = range(len(GROUNDS))[:4] if part == "train" else range(len(GROUNDS))[4:]
+    return [{"image": f"subject/{number}.png", "text": "a drawing of sks ball"} for number in numbers]
+
+
+def portrait(number: int) -> list[list[tuple[int, int, int]]]:
+    """The colours of each pixel of a picture of the subject, row by row."""
+    middle, radius = (11 + 2 * number, 20 - 2 * (number % 3)), 9
+
+    def colour(x: int, y: int) -> tuple[int, int, int]:
+        across, down = x - middle[0], y - middle[1]
+        if across * across + down * down > radius * radius:
+            return GROUNDS[number]
+        return STRIPE if abs(down) <= 2 else BALL
+
+    return [[colour(x, y) for x in range(SIDE)] for y in range(SIDE)]
+
+
+def colour_png(rows: list[list[tuple[int, int, int]]]) -> bytes:
+    """A PNG of three bytes a pixel; not compressed, so that its bytes are the same everywhere."""
+    lines = b"".join(b"\0" + bytes(value for pixel in row for value in pixel) for row in rows)
+    head = struct.pack(">IIBBBBB", len(rows[0]), len(rows), 8, 2, 0, 0, 0)
+    chunks = {b"IHDR": head, b"IDAT": zlib.compress(lines, 0), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks.items()
+    )
+
+
+def portraits() -> dict[str, bytes]:
+    """Each picture's name and content."""
+    return {f"subject/{number}.png": colour_png(portrait(number)) for number in range(len(GROUNDS))}
+
+
 def files() -> dict[str, str]:
     """Each file's name and content."""
     rows: dict[str, list[dict[str, Any]]] = {"chat.jsonl": chat_rows()}
@@ -260,6 +307,7 @@ def files() -> dict[str, str]:
     rows |= {f"devices-{part}.jsonl": classification_rows(part) for part in ("train", "eval")}
     rows |= {f"routes-{part}.jsonl": pair_rows(part) for part in ("train", "eval")}
     rows |= {f"tones-{part}.jsonl": tone_rows(part) for part in ("train", "eval")}
+    rows |= {f"subject-{part}.jsonl": subject_rows(part) for part in ("train", "eval")}
     rows |= {f"similar-{part}.jsonl": similar_rows(part) for part in ("train", "eval")}
     rows |= {f"settings-{part}.jsonl": setting_rows(part) for part in ("train", "eval")}
     made = {name: "".join(json.dumps(row) + "\n" for row in part) for name, part in rows.items()}
@@ -271,7 +319,7 @@ def main() -> None:
     """Writes the files beside this script."""
     for name, text in files().items():
         Path(__file__).with_name(name).write_text(text, encoding="utf-8")
-    for name, content in recordings().items():
+    for name, content in {**recordings(), **portraits()}.items():
         path = Path(__file__).parent / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)

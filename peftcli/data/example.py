@@ -11,6 +11,7 @@ from peftcli.registry import FORMATS
 if TYPE_CHECKING:
     # It needs numpy, which a report and a starter do without.
     from peftcli.data.audio import Sound
+    from peftcli.data.photo import Photo
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,14 @@ class Spoken:
 
 
 @dataclass(frozen=True, slots=True)
+class Captioned:
+    """A picture, and what it is made of: a prompt; None where the task has one for all."""
+
+    photo: Photo
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Similar:
     """A text, one that means the same, and one that does not; or two texts and how alike they are, from -1 to 1.
 
@@ -108,7 +117,19 @@ class Question:
 
 
 Label = str | int
-Example = Text | Completion | Instruction | Chat | Labelled | Tagged | Pair | Similar | Spoken | Question
+Example = (
+    Text
+    | Completion
+    | Instruction
+    | Chat
+    | Labelled
+    | Tagged
+    | Pair
+    | Similar
+    | Spoken
+    | Question
+    | Captioned
+)
 
 # An encoded row: what a task's collator makes tensors of. Rows of text have `input_ids`.
 Row = dict[str, Any]

@@ -75,6 +75,8 @@ def _named(rows: Any) -> Iterator[dict[str, Any]]:
         if isinstance(feature, datasets.Audio):
             # As it is stored: samples are read when a batch needs them.
             rows = rows.cast_column(column, datasets.Audio(decode=False))
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
     for row in rows:
         yield row | {column: _name(row[column], each) for column, each in names.items()}
 

@@ -16,7 +16,6 @@ from peftcli.data.chat import load_template
 from peftcli.errors import RecipeError
 from peftcli.files import write_text
 from peftcli.peft.model import PeftModel, get_peft_model
-from peftcli.recipe.adapter import adapter_config
 from peftcli.recipe.schema import Recipe
 from peftcli.run.answers import TrainAnswer
 from peftcli.run.card import CardFacts, write_card
@@ -178,7 +177,7 @@ def adapted_model(recipe: Recipe, inputs: Inputs, checkpoint: Path | None, say: 
     set_seed(recipe.training.seed)
     loaded = inputs.task.load_model(inputs.base)
     set_seed(recipe.training.seed)
-    config = adapter_config(recipe)
+    config = inputs.task.adapter_config()
     if heads := inputs.task.heads(loaded):
         if not hasattr(config, "modules_to_save"):
             raise RecipeError(
@@ -229,8 +228,8 @@ def _write_reports(
         steps=outcome.global_step,
         seconds=outcome.seconds,
         pipeline_tag=inputs.task.pipeline_tag,
-        auto_class=inputs.task.auto_class().__name__,
         usage=inputs.task.usage,
-        base_options=inputs.task.base_options(),
+        python=inputs.task.python_usage(recipe.base_model_id or recipe.base_model),
+        library=inputs.task.library,
     )
     write_card(folder, recipe, facts)
