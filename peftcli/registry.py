@@ -67,6 +67,7 @@ TASKS = {
     "TOKEN_CLS": "peftcli.tasks.token_cls:TokenClassification",
     "SPEECH_SEQ_2_SEQ_LM": "peftcli.tasks.speech:SpeechRecognition",
     "FEATURE_EXTRACTION": "peftcli.tasks.feature_extraction:FeatureExtraction",
+    "IMAGE_CLS": "peftcli.tasks.image_cls:ImageClassification",
 }
 
 # data source `type` -> the function from a row to an example.
@@ -80,6 +81,7 @@ FORMATS = {
     "tokens": "peftcli.data.formats.tokens:tokens",
     "audio": "peftcli.data.formats.audio:audio",
     "similarity": "peftcli.data.formats.similarity:similarity",
+    "image": "peftcli.data.formats.image:image",
 }
 
 

@@ -1,6 +1,6 @@
 """Writes the recipes' rows: commands said at home, and the compact routing string a hub would act on.
 
-    python recipes/make_data.py     # rewrites the .jsonl, .conll, .txt and .wav files beside it
+    python recipes/make_data.py     # rewrites the .jsonl, .conll, .txt, .wav and .png files beside it
 
 The mapping is a rule of ours (`device@room:value`), so the base model cannot know it, and an answer is
 either right or wrong. No command of the held-out rows stands among the training rows.
@@ -12,7 +12,9 @@ import io
 import json
 import math
 import random
+import struct
 import wave
+import zlib
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,12 @@ from typing import Any
 # What stands for speech: words, and the tones in Hz that say them.
 TONES = {"do": 262, "re": 294, "mi": 330, "fa": 349, "so": 392}
 TONE_RATE = 4_000
+
+# What is drawn: shapes in colours of their own, on the ground; a pixel's number is its place here.
+COLOURS = {"ground": (236, 232, 220), "disc": (200, 60, 40), "square": (40, 110, 190), "cross": (60, 150, 70)}
+# What a mask's numbers are shown as.
+MARKS = [(0, 0, 0), (255, 255, 255), (170, 170, 170), (85, 85, 85)]
+SIDE = 32
 
 ROOMS = {
     "kitchen": "kit",
@@ -203,6 +211,62 @@ def recordings() -> dict[str, bytes]:
     return {row["audio"]: recording(row["text"]) for part in ("train", "eval") for row in tone_rows(part)}
 
 
+def drawings(part: str) -> list[tuple[str, str, list[list[int]]]]:
+    """Each drawing's name, its shape, and what each pixel is; none is held out that is trained."""
+    rng = random.Random(11)
+    made = []
+    for at in range(16):
+        shape = [*COLOURS][1 + at % 3]
+        reach, row, column = rng.randint(5, 9), rng.randint(9, SIDE - 10), rng.randint(9, SIDE - 10)
+        pixels = [
+            [[*COLOURS].index(shape) if covers(shape, y - row, x - column, reach) else 0 for x in range(SIDE)]
+            for y in range(SIDE)
+        ]
+        made.append((f"{shape}-{at}", shape, pixels))
+    return made[:12] if part == "train" else made[12:]
+
+
+def covers(shape: str, y: int, x: int, reach: int) -> bool:
+    """Whether a shape of so many pixels' reach covers a place, from its middle."""
+    if shape == "disc":
+        return y * y + x * x <= reach * reach
+    far, near = max(abs(y), abs(x)), min(abs(y), abs(x))
+    return far <= reach and (shape == "square" or near <= reach // 3)
+
+
+def png(pixels: list[list[int]], palette: list[tuple[int, int, int]]) -> bytes:
+    """A PNG of four colours, two bits a pixel; not compressed, so that its bytes are the same everywhere."""
+    rows = bytearray()
+    for row in pixels:
+        rows.append(0)
+        for at in range(0, len(row), 4):
+            one, two, three, four = row[at : at + 4]
+            rows.append(one << 6 | two << 4 | three << 2 | four)
+    head = struct.pack(">IIBBBBB", len(pixels[0]), len(pixels), 2, 3, 0, 0, 0)
+    parts = {
+        b"IHDR": head,
+        b"PLTE": bytes(value for colour in palette for value in colour),
+        b"IDAT": zlib.compress(bytes(rows), 0),
+        b"IEND": b"",
+    }
+    chunks = (
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in parts.items()
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def shape_rows(part: str) -> list[dict[str, str]]:
+    """Drawings, and the shape that each shows."""
+    return [{"image": f"shapes/{name}.png", "label": shape} for name, shape, _ in drawings(part)]
+
+
+def pictures() -> dict[str, bytes]:
+    """Each picture's name and content."""
+    every = [each for part in ("train", "eval") for each in drawings(part)]
+    return {f"shapes/{name}.png": png(pixels, [*COLOURS.values()]) for name, _, pixels in every}
+
+
 def files() -> dict[str, str]:
     """Each file's name and content."""
     rows: dict[str, list[dict[str, Any]]] = {"chat.jsonl": chat_rows()}
@@ -210,6 +274,7 @@ def files() -> dict[str, str]:
     rows |= {f"devices-{part}.jsonl": classification_rows(part) for part in ("train", "eval")}
     rows |= {f"routes-{part}.jsonl": pair_rows(part) for part in ("train", "eval")}
     rows |= {f"tones-{part}.jsonl": tone_rows(part) for part in ("train", "eval")}
+    rows |= {f"shapes-{part}.jsonl": shape_rows(part) for part in ("train", "eval")}
     rows |= {f"similar-{part}.jsonl": similar_rows(part) for part in ("train", "eval")}
     made = {name: "".join(json.dumps(row) + "\n" for row in part) for name, part in rows.items()}
     made |= {f"slots-{part}.conll": slot_sentences(part) for part in ("train", "eval")}
@@ -220,7 +285,7 @@ def main() -> None:
     """Writes the files beside this script."""
     for name, text in files().items():
         Path(__file__).with_name(name).write_text(text, encoding="utf-8")
-    for name, content in recordings().items():
+    for name, content in {**recordings(), **pictures()}.items():
         path = Path(__file__).parent / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)

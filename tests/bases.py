@@ -142,12 +142,31 @@ def whisper(folder: Path, **settings: Any) -> None:
     WhisperProcessor(extractor, tokenizer).save_pretrained(folder)
 
 
+def tiny_vit(**settings: Any) -> Any:
+    """A random ViT without a head, the same at every call, of pictures of 32 x 32 in patches of 8 x 8."""
+    import torch
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return ViTModel(ViTConfig(**(sizes | {"image_size": 32, "patch_size": 8} | settings))).eval()
+
+
+def vit(folder: Path) -> None:
+    """An encoder of pictures."""
+    from transformers import ViTImageProcessorPil
+
+    tiny_vit().save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
 MAKERS: dict[str, Callable[[Path], None]] = {
     "SEQ_2_SEQ_LM": mt5,
     "SEQ_CLS": bert,
     "TOKEN_CLS": bert,
     "SPEECH_SEQ_2_SEQ_LM": whisper,
     "FEATURE_EXTRACTION": bert,
+    "IMAGE_CLS": vit,
 }
 
 

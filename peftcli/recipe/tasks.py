@@ -66,14 +66,27 @@ class LabelOptions(TaskOptions):
     )
 
 
-class SequenceClassificationOptions(LabelOptions):
+class ClassificationOptions(LabelOptions):
+    """A task whose rows have labels."""
+
+    problem_type: (
+        Literal["single_label_classification", "multi_label_classification", "regression"] | None
+    ) = Field(None, description="default: what the labels of the training rows are: names, lists, or numbers")
+
+
+class SequenceClassificationOptions(ClassificationOptions):
     """SEQ_CLS."""
 
     FORMATS: ClassVar[tuple[str, ...]] = ("classification",)
     STARTER: ClassVar[str] = "sequence-classification"
-    problem_type: (
-        Literal["single_label_classification", "multi_label_classification", "regression"] | None
-    ) = Field(None, description="default: what the labels of the training rows are: names, lists, or numbers")
+
+
+class ImageClassificationOptions(ClassificationOptions):
+    """IMAGE_CLS."""
+
+    FORMATS: ClassVar[tuple[str, ...]] = ("image",)
+    DATA: ClassVar[tuple[str, ...]] = ()
+    STARTER: ClassVar[str] = "image-classification"
 
 
 class TokenClassificationOptions(LabelOptions):
@@ -137,6 +150,7 @@ OPTIONS: dict[str, type[TaskOptions]] = {
     "TOKEN_CLS": TokenClassificationOptions,
     "SPEECH_SEQ_2_SEQ_LM": SpeechOptions,
     "FEATURE_EXTRACTION": FeatureExtractionOptions,
+    "IMAGE_CLS": ImageClassificationOptions,
 }
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
+
+# What models call their body whose class has no name for it.
+_BODIES = ("backbone", "vision_model", "model", "encoder")
 
 
 def head_modules(model: nn.Module, new: Iterable[str]) -> list[str]:
@@ -22,6 +26,14 @@ def head_modules(model: nn.Module, new: Iterable[str]) -> list[str]:
             heads.append(name)
     names = [name for name, _ in model.named_modules()]
     return [_short(head, names) for head in heads]
+
+
+def outer_weights(model: Any) -> list[str]:
+    """Names of the weights beside the model's body: those of its head, whether a checkpoint brings them or not."""
+    children = dict(model.named_children())
+    bodies = [model.base_model_prefix, *_BODIES]
+    body = next((name for name in bodies if name in children), None)
+    return [name for name, _ in model.named_parameters() if body is None or not name.startswith(f"{body}.")]
 
 
 def _short(head: str, names: list[str]) -> str:
