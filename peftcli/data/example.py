@@ -109,7 +109,17 @@ class Similar:
 
 Label = str | int
 Example = (
-    Text | Completion | Instruction | Chat | Labelled | Tagged | Pair | Similar | Spoken | Pictured | Segmented
+    Text
+    | Completion
+    | Instruction
+    | Chat
+    | Labelled
+    | Tagged
+    | Pair
+    | Similar
+    | Spoken
+    | Pictured
+    | Segmented
 )
 
 # An encoded row: what a task's collator makes tensors of. Rows of text have `input_ids`.

@@ -29,8 +29,8 @@ _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "
 _LOSSY = {"JPEG", "MPO"}
 # What Pillow raises over what it cannot read.
 _UNREADABLE = (
-    OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError, RuntimeError, struct.error,
-    zlib.error,
+    OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError, RuntimeError,
+    struct.error, zlib.error,
 )  # fmt: skip
 _ORIENTATION = 0x0112  # EXIF's tag
 _UPRIGHT = 1
@@ -105,7 +105,7 @@ class Picture:
                 raise self._refused("is a JPEG, which blurs numbers: save masks as PNG")
             if image.mode not in {"1", "L", "P", "I"} and not image.mode.startswith("I;16"):
                 raise self._refused(
-                    f"has pixels of {image.mode}, and a mask's are numbers of classes: save it in gray or with a palette"
+                    f"has pixels of {image.mode}, and a mask's are class numbers: save it in gray or with a palette"
                 )
             return np.asarray(_upright(image)).astype(np.int32)
 

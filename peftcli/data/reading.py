@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,8 @@ class SourceReading:
         self._source = source
         self._encoding = encoding
         self._overflow: Overflow | None = None
+        # Files that rows name, in their order.
+        self._named_files: dict[str, None] = {}
 
     def examples(self) -> Iterator[list[Row]]:
         """The rows of each example, in order; raises what `pairs` does."""
@@ -71,11 +74,15 @@ class SourceReading:
             self._overflow.check()
 
     def fingerprint(self) -> None:
-        """Put the hash of every local file of the source into the report."""
+        """Put the hash of every local file of the source into the report, and one of all files that its rows name."""
         for path in local_files(self._source) or ():
             for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
                 if file.is_file():
                     self.report.sha256[str(file)] = file_sha256(file)
+        if self._named_files:
+            digests = (bytes.fromhex(file_sha256(Path(name))) for name in self._named_files)
+            what = f"what {self._source.path} names"
+            self.report.sha256[what] = hashlib.sha256(b"".join(digests)).hexdigest()
 
     def _open(self, raw: RawRow) -> Format:
         """The source's format, told or guessed from its first row."""
@@ -109,7 +116,10 @@ class SourceReading:
         try:
             columns = select(found, self._source.columns, raw.columns)
             for name in found.files:
-                columns[name] = _beside(raw.origin, name, columns.get(name))
+                value = columns.get(name)
+                columns[name] = _beside(raw.origin, name, value)
+                if isinstance(value, str) and not self._encoding.streaming:
+                    self._named_files[columns[name]] = None
             return found(columns)
         except DataError as error:
             raise DataError(error.message, where=raw.where) from None

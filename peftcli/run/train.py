@@ -205,7 +205,8 @@ def _train_heads(config: Any, heads: Sequence[str], loaded: Loaded, say: Say) ->
         say(f"trained and saved whole{why}: {listed}")
     elif loaded.new:
         raise RecipeError(
-            f"adapter.peft_type: {config.peft_type} trains no head, and the base does not bring {listed}; choose another"
+            f"adapter.peft_type: {config.peft_type} trains no head, and the base does not bring {listed}; choose "
+            "another"
         )
 
 

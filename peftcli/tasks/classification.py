@@ -63,12 +63,12 @@ class Classification(Task):
 
     def model_options(self) -> dict[str, Any]:
         """The labels."""
-        labels = {"num_labels": 1} if self.problem_type == REGRESSION else self.labels.options()
-        return {"head": True, "problem_type": self.problem_type, **labels}
+        labels = Labels(["LABEL_0"]) if self.problem_type == REGRESSION else self.labels
+        return {"head": True, "problem_type": self.problem_type, **labels.options()}
 
     def base_options(self) -> dict[str, Any]:
         """The number of labels."""
-        return {"num_labels": self.model_options()["num_labels"]}
+        return {"num_labels": 1 if self.problem_type == REGRESSION else len(self.labels.names)}
 
     # Rows.
 

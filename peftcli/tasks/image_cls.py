@@ -41,7 +41,11 @@ class ImageClassification(Classification):
 
         del say
         return load_image_processor(
-            base, MODELS, "IMAGE_CLS", "google/vit-base-patch16-224-in21k", trust_remote_code=trust_remote_code
+            base,
+            MODELS,
+            "IMAGE_CLS",
+            "google/vit-base-patch16-224-in21k",
+            trust_remote_code=trust_remote_code,
         )
 
     def heads(self, loaded: Loaded) -> list[str]:

@@ -67,7 +67,8 @@ class Pictures:
     """
 
     def __init__(self, processor: Any, config: Any, **settings: Any) -> None:
-        channels = getattr(config, "num_channels", None) or 3
+        seen: list[Any] = [config, getattr(config, "vision_config", None)]
+        channels = next((each.num_channels for each in seen if getattr(each, "num_channels", None)), 3)
         if channels not in _MODES:
             raise ModelError(f"the base takes pictures of {channels} channels; those of 1 and 3 can be read")
         self.mode = _MODES[channels]
