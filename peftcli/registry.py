@@ -68,6 +68,7 @@ TASKS = {
     "SPEECH_SEQ_2_SEQ_LM": "peftcli.tasks.speech:SpeechRecognition",
     "FEATURE_EXTRACTION": "peftcli.tasks.feature_extraction:FeatureExtraction",
     "IMAGE_CLS": "peftcli.tasks.image_cls:ImageClassification",
+    "SEMANTIC_SEG": "peftcli.tasks.semantic_seg:SemanticSegmentation",
 }
 
 # data source `type` -> the function from a row to an example.
@@ -82,6 +83,7 @@ FORMATS = {
     "audio": "peftcli.data.formats.audio:audio",
     "similarity": "peftcli.data.formats.similarity:similarity",
     "image": "peftcli.data.formats.image:image",
+    "segmentation": "peftcli.data.formats.segmentation:segmentation",
 }
 
 

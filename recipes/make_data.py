@@ -261,10 +261,18 @@ def shape_rows(part: str) -> list[dict[str, str]]:
     return [{"image": f"shapes/{name}.png", "label": shape} for name, shape, _ in drawings(part)]
 
 
+def mask_rows(part: str) -> list[dict[str, str]]:
+    """Drawings, and masks that say of each pixel what it is."""
+    return [
+        {"image": f"shapes/{name}.png", "mask": f"shapes/{name}-mask.png"} for name, _, _ in drawings(part)
+    ]
+
+
 def pictures() -> dict[str, bytes]:
     """Each picture's name and content."""
     every = [each for part in ("train", "eval") for each in drawings(part)]
-    return {f"shapes/{name}.png": png(pixels, [*COLOURS.values()]) for name, _, pixels in every}
+    made = {f"shapes/{name}.png": png(pixels, [*COLOURS.values()]) for name, _, pixels in every}
+    return made | {f"shapes/{name}-mask.png": png(pixels, MARKS) for name, _, pixels in every}
 
 
 def files() -> dict[str, str]:
@@ -275,6 +283,7 @@ def files() -> dict[str, str]:
     rows |= {f"routes-{part}.jsonl": pair_rows(part) for part in ("train", "eval")}
     rows |= {f"tones-{part}.jsonl": tone_rows(part) for part in ("train", "eval")}
     rows |= {f"shapes-{part}.jsonl": shape_rows(part) for part in ("train", "eval")}
+    rows |= {f"masks-{part}.jsonl": mask_rows(part) for part in ("train", "eval")}
     rows |= {f"similar-{part}.jsonl": similar_rows(part) for part in ("train", "eval")}
     made = {name: "".join(json.dumps(row) + "\n" for row in part) for name, part in rows.items()}
     made |= {f"slots-{part}.conll": slot_sentences(part) for part in ("train", "eval")}

@@ -160,6 +160,24 @@ def vit(folder: Path) -> None:
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
 
 
+def tiny_segformer(**settings: Any) -> Any:
+    """A random SegFormer without a head, the same at every call."""
+    import torch
+    from transformers import SegformerConfig, SegformerModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2]}
+    return SegformerModel(SegformerConfig(decoder_hidden_size=32, **(sizes | settings))).eval()
+
+
+def segformer(folder: Path) -> None:
+    """An encoder of pictures of 32 x 32 in several sizes."""
+    from transformers import SegformerImageProcessorPil
+
+    tiny_segformer().save_pretrained(folder)
+    SegformerImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
 MAKERS: dict[str, Callable[[Path], None]] = {
     "SEQ_2_SEQ_LM": mt5,
     "SEQ_CLS": bert,
@@ -167,6 +185,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "SPEECH_SEQ_2_SEQ_LM": whisper,
     "FEATURE_EXTRACTION": bert,
     "IMAGE_CLS": vit,
+    "SEMANTIC_SEG": segformer,
 }
 
 

@@ -89,6 +89,22 @@ class ImageClassificationOptions(ClassificationOptions):
     STARTER: ClassVar[str] = "image-classification"
 
 
+class SemanticSegmentationOptions(TaskOptions):
+    """SEMANTIC_SEG."""
+
+    FORMATS: ClassVar[tuple[str, ...]] = ("segmentation",)
+    DATA: ClassVar[tuple[str, ...]] = ()
+    STARTER: ClassVar[str] = "semantic-segmentation"
+    labels: Names | None = Field(
+        None,
+        description="the classes' names, in the order of their numbers; default: those of a base that segments "
+        "already, else the numbers in the training masks",
+    )
+    reduce_labels: bool = Field(
+        False, description="in masks 0 is no class, and the classes count from 1, as in ADE20K's"
+    )
+
+
 class TokenClassificationOptions(LabelOptions):
     """TOKEN_CLS."""
 
@@ -151,6 +167,7 @@ OPTIONS: dict[str, type[TaskOptions]] = {
     "SPEECH_SEQ_2_SEQ_LM": SpeechOptions,
     "FEATURE_EXTRACTION": FeatureExtractionOptions,
     "IMAGE_CLS": ImageClassificationOptions,
+    "SEMANTIC_SEG": SemanticSegmentationOptions,
 }
 
 

@@ -54,6 +54,27 @@ def load_image_processor(
     return load_processor(base, AutoImageProcessor, trust_remote_code=trust_remote_code)
 
 
+def see_whole(processor: Any) -> list[str]:
+    """Lets a processor make pictures of one size without cutting, padding or renumbering, and says what it did else.
+
+    So what a model says of a pixel lies on the picture's own. The processor is changed, and saved so.
+    """
+    said = []
+    if getattr(processor, "do_center_crop", None):
+        size = processor.crop_size
+        processor.size = {"height": size["height"], "width": size["width"]}
+        processor.do_center_crop = False
+        said.append(f"whole pictures are resized to {size['width']} x {size['height']}, where the base's were cropped")
+    for name, what in (("do_pad", "padded"), ("keep_aspect_ratio", "resized in their own proportions")):
+        if getattr(processor, name, None):
+            setattr(processor, name, False)
+            said.append(f"pictures are not {what}, as the base's were ({name})")
+    if getattr(processor, "do_reduce_labels", None):
+        processor.do_reduce_labels = False
+        said.append("the base's masks counted classes from 1 (task.reduce_labels is for such ones)")
+    return said
+
+
 class Pictures:
     """Pictures on their way to a model.
 
@@ -113,6 +134,17 @@ class Pictures:
                 )
         return {name: torch.stack([each[name] for each in made]) for name in made[0]}
 
+    def area(self) -> int:
+        """The pixels of what is made of a picture."""
+        made = next(iter(self._blank().values()))
+        return int(made.shape[-1] * made.shape[-2])
+
+    def _blank(self) -> dict[str, Tensor]:
+        """What is made of a picture with nothing on it."""
+        import PIL.Image
+
+        return self._made(PIL.Image.new(self.mode, (48, 32)))
+
     def _made(self, image: Any) -> dict[str, Tensor]:
         made = self._processor(image, return_tensors="pt", **self._settings)
         return {name: value[0] for name, value in made.items() if isinstance(value, Tensor)}
@@ -123,13 +155,8 @@ class Pictures:
         Raises:
             ModelError: always then.
         """
-        import PIL.Image
-
         base: Any = unwrapped(model)
-        batch = {
-            name: value[None].to(base.device)
-            for name, value in self._made(PIL.Image.new(self.mode, (48, 32))).items()
-        }
+        batch = {name: value[None].to(base.device) for name, value in self._blank().items()}
         was_training = base.training
         base.eval()
         try:

@@ -105,7 +105,7 @@ def _expected_tokens(job: Job) -> float:
     """Roughly the trained tokens of a step in one process."""
     lengths: list[int] = getattr(job.train_rows, "lengths", None) or [512]
     rows = job.settings.per_device_train_batch_size * job.settings.gradient_accumulation_steps
-    return rows * sum(lengths) / len(lengths)
+    return rows * job.task.weight(sum(lengths) / len(lengths))
 
 
 # Setting up.
