@@ -167,7 +167,7 @@ def tiny_segformer(**settings: Any) -> Any:
 
     torch.manual_seed(0)
     sizes = {"hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2]}
-    return SegformerModel(SegformerConfig(decoder_hidden_size=32, **(sizes | settings))).eval()
+    return SegformerModel(SegformerConfig(**(sizes | {"decoder_hidden_size": 32} | settings))).eval()
 
 
 def segformer(folder: Path) -> None:

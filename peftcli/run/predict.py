@@ -74,7 +74,7 @@ def predict(
         raise RecipeError(
             f"this adapter's task is {adapted.task.task_type}, which generates; use `peftcli generate`"
         )
-    examples, report = _read(adapted, path)
+    examples, report = _read(adapted, path, say)
     if losses := report.losses():
         say(losses)
     if with_adapter:
@@ -130,7 +130,7 @@ def _answered(
     return predictions
 
 
-def _read(adapted: Adapted, path: Path) -> tuple[list[tuple[RawRow, list[Row]]], SourceReport]:
+def _read(adapted: Adapted, path: Path, say: Say) -> tuple[list[tuple[RawRow, list[Row]]], SourceReport]:
     task, data = adapted.task, adapted.recipe.data
     # Every row gets its answer: what training would drop is cut here.
     overflow = "error" if data.overflow == "error" else "truncate"
@@ -147,7 +147,25 @@ def _read(adapted: Adapted, path: Path) -> tuple[list[tuple[RawRow, list[Row]]],
             raise DataError(
                 f"has the column {KEY!r}, which the result would overwrite; rename it", where=raw.where
             )
-    return examples, reading.report
+    return _without_bytes(examples, say), reading.report
+
+
+def _without_bytes(examples: Sequence[tuple[RawRow, list[Row]]], say: Say) -> list[tuple[RawRow, list[Row]]]:
+    """The rows as JSON can hold them: files that stand in them (Parquet's pictures and sounds) come out by name."""
+    held = 0
+    plain = []
+    for raw, rows in examples:
+        columns = {
+            name: {**value, "bytes": None}
+            if isinstance(value, dict) and isinstance(value.get("bytes"), bytes)
+            else value
+            for name, value in raw.columns.items()
+        }
+        held += columns != raw.columns
+        plain.append((replace(raw, columns=columns), rows))
+    if held:
+        say(f"{held:,} rows hold files, which come out by their names alone: JSON has no bytes")
+    return plain
 
 
 def _records(adapted: Adapted, rows: Sequence[Row], batch_size: int) -> list[Any]:

@@ -199,10 +199,10 @@ def _train_heads(config: Any, heads: Sequence[str], loaded: Loaded, say: Say) ->
     if not heads:
         return
     listed = ", ".join(heads)
-    why = ", as the base does not bring them" if loaded.new else ""
     if hasattr(config, "modules_to_save"):
         config.modules_to_save = sorted({*(config.modules_to_save or ()), *heads})
-        say(f"trained and saved whole{why}: {listed}")
+        new = f", with {len(loaded.new)} weights that the base does not bring" if loaded.new else ""
+        say(f"trained and saved whole: {listed}{new}")
     elif loaded.new:
         raise RecipeError(
             f"adapter.peft_type: {config.peft_type} trains no head, and the base does not bring {listed}; choose "

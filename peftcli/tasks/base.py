@@ -169,6 +169,11 @@ class Task(ABC):
     counts_tokens: ClassVar[bool] = False
     """Whether it trains tokens of a row, which `trained_tokens` counts, or the row."""
 
+    @property
+    def counted(self) -> str:
+        """What the losses are a mean of, for a person."""
+        return "tokens" if self.counts_tokens else "rows"
+
     def weight(self, length: float) -> float:
         """Roughly what a row of this length counts in the mean of the losses: its tokens, or one."""
         return length

@@ -25,7 +25,27 @@ def head_modules(model: nn.Module, new: Iterable[str]) -> list[str]:
         if name and inside and drawn.issuperset(inside) and not any(name.startswith(f"{h}.") for h in heads):
             heads.append(name)
     names = [name for name, _ in model.named_modules()]
+    heads = _parted(model, heads, names)
     return [_short(head, names) for head in heads]
+
+
+def _parted(model: nn.Module, heads: list[str], names: list[str]) -> list[str]:
+    """The same modules; in place of one that holds another of a head's name those inside it.
+
+    PEFT takes every module whose name ends in one of `modules_to_save`, and cannot wrap one within another.
+    """
+    endings = tuple(_short(head, names) for head in heads)
+    for head in heads:
+        module = model.get_submodule(head)
+        inside = [
+            f"{head}.{name}" for name, part in module.named_children() if any(True for _ in part.parameters())
+        ]
+        nested = any(name.startswith(f"{head}.") and name.endswith(endings) for name in names)
+        if nested and inside and not any(True for _ in module.parameters(recurse=False)):
+            return _parted(
+                model, [each for other in heads for each in (inside if other == head else [other])], names
+            )
+    return heads
 
 
 def outer_weights(model: Any) -> list[str]:

@@ -52,7 +52,7 @@ def nearest(numbers: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
 
 
 def png(numbers: NDArray[Any], classes: int) -> bytes:
-    """A mask as a PNG whose pixels are the classes' numbers, in colours of a palette, or gray where they are too many."""
+    """A mask as a PNG whose pixels are the classes' numbers, in colours of a palette; many are shown in gray."""
     import PIL.Image
 
     if classes <= NO_CLASS:

@@ -53,7 +53,7 @@ class SemanticSegmentation(Task):
         names = _names(config) if self._of_base else options.labels
         self.labels = Labels(names)
         self._reduces = options.reduce_labels
-        self._changed = see_whole(processor)
+        self._changed = see_whole(processor, reduces=options.reduce_labels)
         self._pictures = Pictures(processor, config)
         self._shown: set[int] = set()
         # What the base's own loss passes over.
@@ -176,6 +176,11 @@ class SemanticSegmentation(Task):
     def remarks(self) -> list[str]:
         """Metrics that cannot be computed."""
         return missing_measures({"torchmetrics": "mean_iou and pixel_accuracy"})
+
+    @property
+    def counted(self) -> str:
+        """Pixels."""
+        return "pixels"
 
     def weight(self, length: float) -> float:
         """The pixels that the loss is a mean of."""

@@ -54,24 +54,33 @@ def load_image_processor(
     return load_processor(base, AutoImageProcessor, trust_remote_code=trust_remote_code)
 
 
-def see_whole(processor: Any) -> list[str]:
+def see_whole(processor: Any, *, reduces: bool) -> list[str]:
     """Lets a processor make pictures of one size without cutting, padding or renumbering, and says what it did else.
 
     So what a model says of a pixel lies on the picture's own. The processor is changed, and saved so.
+
+    Args:
+        processor: the base's.
+        reduces: whether the recipe says that masks count classes from 1.
     """
     said = []
     if getattr(processor, "do_center_crop", None):
         size = processor.crop_size
         processor.size = {"height": size["height"], "width": size["width"]}
         processor.do_center_crop = False
-        said.append(f"whole pictures are resized to {size['width']} x {size['height']}, where the base's were cropped")
+        said.append(
+            f"whole pictures are resized to {size['width']} x {size['height']}, where the base's were cropped"
+        )
     for name, what in (("do_pad", "padded"), ("keep_aspect_ratio", "resized in their own proportions")):
         if getattr(processor, name, None):
             setattr(processor, name, False)
             said.append(f"pictures are not {what}, as the base's were ({name})")
     if getattr(processor, "do_reduce_labels", None):
         processor.do_reduce_labels = False
-        said.append("the base's masks counted classes from 1 (task.reduce_labels is for such ones)")
+        if not reduces:
+            said.append(
+                "the base's masks counted classes from 1; in these 0 is one (else: task.reduce_labels)"
+            )
     return said
 
 
@@ -167,8 +176,8 @@ class Pictures:
         except _REFUSALS as error:
             shapes = ", ".join(f"{name} of {tuple(value.shape[1:])}" for name, value in batch.items())
             raise ModelError(
-                f"the base does not take what its image processor makes ({shapes}): {first_line(error)}; they do not "
-                "belong together"
+                f"the base, with its adapter, does not run on what its image processor makes ({shapes}): "
+                f"{first_line(error)}"
             ) from error
         finally:
             base.train(was_training)

@@ -139,7 +139,9 @@ def _set_up(job: Job, accelerator: Accelerator) -> Iterator[_Run]:
             stop=StopRequest(processes=accelerator.num_processes),
         )
         eval_loader = _eval_loader(job, accelerator, pin=pin)
-        terminal = Terminal(job.console, settings, speaks=speaks(settings, accelerator))
+        terminal = Terminal(
+            job.console, settings, speaks=speaks(settings, accelerator), counted=job.task.counted
+        )
         progress = resume(job, engine, terminal)
         if accelerator.is_main_process:
             job.output_dir.mkdir(parents=True, exist_ok=True)

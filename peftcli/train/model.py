@@ -17,6 +17,7 @@ from peftcli.adapters.engine import AdaptedModel
 from peftcli.adapters.prompted import PromptedModel
 from peftcli.errors import RecipeError, did_you_mean
 from peftcli.recipe.training import Training
+from peftcli.train.batch_norms import kept_batch_norms
 from peftcli.train.lean import lean_modules
 
 
@@ -53,7 +54,7 @@ def trained_model(model: nn.Module, accelerator: Accelerator, settings: Training
         stack.enter_context(_activation_checkpointing(base, settings, accelerator))
         stack.enter_context(_noisy_embeddings(base, settings.neftune_noise_alpha))
         stack.enter_context(_training_mode(model))
-        stack.enter_context(_frozen_statistics(model))
+        stack.enter_context(kept_batch_norms(model))
         if not settings.compiles:  # a compiler does such things itself
             stack.enter_context(lean_modules(base))
         distributed = _distributed(model, accelerator)
@@ -109,27 +110,6 @@ def _training_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(before)
-
-
-@contextmanager
-def _frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Frozen batch norms keep to the statistics they came with: the base's are not saved with an adapter."""
-    norms = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001  (the class of them all)
-        and ".modules_to_save." not in f".{name}."
-    ]
-
-    def keep(module: nn.Module, inputs: Any) -> None:  # noqa: ARG001  (a hook)
-        module.eval()
-
-    handles = [module.register_forward_pre_hook(keep) for module in norms]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

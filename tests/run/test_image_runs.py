@@ -109,3 +109,23 @@ def test_the_recipe_is_proved_by_a_smoke_run_and_has_a_memory_plan(
     capfd.readouterr()
     assert command(["check", recipe, "--data", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["memory"]["parts"]["activations"] > 0
+
+
+@pytest.mark.slow
+def test_rows_that_hold_their_pictures_come_out_with_their_names(
+    project: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [json.loads(line) for line in (project / "eval.jsonl").read_text().splitlines()][:3]
+    held = [{"bytes": (project / row["image"]).read_bytes(), "path": row["image"]} for row in rows]
+    pq.write_table(pa.table({"image": held}), tmp_path / "rows.parquet")
+    options = ["--adapter", str(project / "run"), "--input", str(tmp_path / "rows.parquet")]
+    capfd.readouterr()
+    assert command(["predict", *options]) == 0
+    printed = capfd.readouterr()
+    assert "3 rows hold files" in printed.err
+    found = [json.loads(line) for line in printed.out.splitlines()]
+    assert [row["image"] for row in found] == [{"bytes": None, "path": row["image"]} for row in rows]
+    assert all(row["prediction"]["label"].startswith("digit ") for row in found)

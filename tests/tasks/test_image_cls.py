@@ -141,7 +141,7 @@ def test_what_the_processor_makes_must_be_what_the_base_takes(base: Path, tmp_pa
     model = model_of(task, base)
     task.check_model(model)
     task.processor.size = {"height": 48, "width": 48}
-    with pytest.raises(ModelError, match=r"pixel_values of \(3, 48, 48\).*do not belong together"):
+    with pytest.raises(ModelError, match=r"pixel_values of \(3, 48, 48\).*doesn't match"):
         task.check_model(model)
 
 
