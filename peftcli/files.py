@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 MAX_PATH, MAX_PART = 4096, 255
 
 
+def cache_folder(name: str) -> Path:
+    """Where what can be made again is kept: `$XDG_CACHE_HOME/peftcli/NAME`, or the same under `~/.cache`."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "peftcli" / name
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Gives the path of a temporary file in the same folder; what is written there becomes `path` at the end.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from peftcli.registry import FORMATS
@@ -175,6 +175,35 @@ class Limit:
         return self.tokens is not None and length > self.tokens
 
 
+@dataclass(slots=True)
+class Tally:
+    """What a task counts while it encodes rows.
+
+    Attributes:
+        counts: each the sum over all rows.
+        largest: of all tokens, as a number; -1 where there was none.
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
+    largest: int = -1
+
+    def count(self, name: str, more: int = 1) -> None:
+        """So many more."""
+        self.counts[name] = self.counts.get(name, 0) + more
+
+    def add(self, other: Tally) -> None:
+        """What was counted elsewhere."""
+        for name, more in other.counts.items():
+            self.count(name, more)
+        self.largest = max(self.largest, other.largest)
+
+    def taken(self) -> Tally:
+        """What it holds; from here on it holds nothing."""
+        found = Tally(self.counts, self.largest)
+        self.counts, self.largest = {}, -1
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class Encoder:
     """A task's part in preparing rows.
@@ -188,6 +217,9 @@ class Encoder:
         trained: how many tokens of a row are trained; None where what is trained is the row.
         cut: a row cut to a number of tokens.
         limits: of columns that have tokens, too, and a limit of their own beside `data.max_length`.
+        identity: a text that differs where encoding does, for rows that are kept; empty where they cannot be, since
+            more is learnt of them than `tally` says.
+        tally: what has been counted.
     """
 
     encode: Encode
@@ -198,3 +230,5 @@ class Encoder:
     trained: Callable[[Row], int] | None = None
     cut: Callable[[Row, int], Row] = cut_tokens
     limits: tuple[Limit, ...] = ()
+    identity: Callable[[], str] = str
+    tally: Tally = field(default_factory=Tally)

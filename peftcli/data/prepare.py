@@ -9,10 +9,11 @@ from itertools import islice
 import numpy as np
 
 from peftcli.data.example import Encoder
+from peftcli.data.kept import SourceRows, source_rows
 from peftcli.data.mix import Indices, split_for_eval, weighted
 from peftcli.data.overflow import effective_limit
 from peftcli.data.pack import PackedRows
-from peftcli.data.reading import Encoding, SourceReading
+from peftcli.data.reading import Encoding
 from peftcli.data.report import DataReport, PartReport, SourceReport
 from peftcli.data.store import Picked, RowStore
 from peftcli.data.stream import StreamedRows
@@ -133,18 +134,17 @@ class _Pool:
     ends: list[int] = field(default_factory=list)
     """Where each source's rows end."""
 
-    def add(self, reading: SourceReading) -> None:
-        """Read a source to its end."""
-        before = len(self.rows)
-        example = self.examples[-1] if self.examples else -1
-        for raw, rows in reading.pairs():
-            example += 1
-            for row in rows:
-                self.rows.append(row, raw)
-                self.examples.append(example)
-        if len(self.rows) == before:
-            gone = f"all {reading.report.rows:,} rows were dropped; raise data.max_length"
-            raise DataError(gone, where=reading.report.path)
+    def add(self, source: SourceRows) -> None:
+        """The rows of a source."""
+        if not len(source.rows):
+            gone = f"all {source.report.rows:,} rows were dropped; raise data.max_length"
+            raise DataError(gone, where=source.report.path)
+        first = self.examples[-1] + 1 if self.examples else 0
+        self.examples += [first + example for example in source.examples]
+        if len(self.rows):
+            self.rows.extend(source.rows)
+        else:
+            self.rows = source.rows
         self.ends.append(len(self.rows))
 
     def epoch(self, indices: Indices, sources: Sequence[Source], seed: int) -> Picked:
@@ -167,10 +167,9 @@ def _load(
     """All rows of one epoch, and of the part held back for evaluation (each once, whatever its weight)."""
     pool = _Pool()
     for source in sources:
-        reading = SourceReading(source, encoding)
-        reports.append(reading.report)
-        pool.add(reading)
-        reading.fingerprint()
+        found = source_rows(source, encoding)
+        reports.append(found.report)
+        pool.add(found)
     if eval_fraction is None:
         return pool.epoch(np.arange(len(pool.rows)), sources, seed), None
     if len(set(pool.examples)) < 2:

@@ -12,7 +12,7 @@ from peftcli.data.columns import Format, check_renames, guess_format, load_forma
 from peftcli.data.example import Encoder, Example, Row
 from peftcli.data.overflow import Overflow
 from peftcli.data.report import SourceReport, file_sha256
-from peftcli.data.sources import RawRow, local_files, read_rows
+from peftcli.data.sources import RawRow, read_rows
 from peftcli.errors import DataError, RecipeError
 from peftcli.recipe.schema import Source
 from peftcli.registry import FORMATS
@@ -40,7 +40,7 @@ class SourceReading:
         self._source = source
         self._encoding = encoding
         self._overflow: Overflow | None = None
-        # Files that rows name, in their order.
+        # Files that rows name, in their order: what they hold is the data's, too.
         self._named_files: dict[str, None] = {}
 
     def examples(self) -> Iterator[list[Row]]:
@@ -72,13 +72,6 @@ class SourceReading:
         yield from self._encoded(batch)
         if self._overflow is not None:
             self._overflow.check()
-
-    def fingerprint(self) -> None:
-        """Put the hash of every local file of the source into the report, and one of all files that its rows name."""
-        for path in local_files(self._source) or ():
-            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                if file.is_file():
-                    self.report.sha256[str(file)] = file_sha256(file)
         if self._named_files:
             digests = (bytes.fromhex(file_sha256(Path(name))) for name in self._named_files)
             what = f"what {self._source.path} names"
@@ -118,7 +111,7 @@ class SourceReading:
             for name in found.files:
                 value = columns.get(name)
                 columns[name] = _beside(raw.origin, name, value)
-                if isinstance(value, str) and not self._encoding.streaming:
+                if isinstance(value, str) and not (self._encoding.streaming or self._encoding.predicting):
                     self._named_files[columns[name]] = None
             return found(columns)
         except DataError as error:

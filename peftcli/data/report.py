@@ -82,7 +82,9 @@ class SourceReport:
     document_marks: int = 0
     """-DOCSTART- lines of .conll files, which are no rows."""
     sha256: dict[str, str] = field(default_factory=dict)
-    """For each local file."""
+    """For each local file, and for all files together that rows name."""
+    kept: str = ""
+    """Whether its encoded rows were taken from an earlier start, or could not be kept; no part of what is recorded."""
 
     def line(self) -> str:
         """How the source was read, for a reader."""
@@ -98,6 +100,8 @@ class SourceReport:
             text += f"; {blank:,} blank lines passed over"
         if self.document_marks:
             text += f"; {self.document_marks:,} -DOCSTART- lines passed over"
+        if self.kept:
+            text += f"; {self.kept}"
         return text
 
     def losses(self) -> str:
@@ -143,7 +147,10 @@ class DataReport:
 
     def as_dict(self) -> dict[str, Any]:
         """The same for JSON and the lock file."""
-        return asdict(self)
+        found = asdict(self)
+        for source in [*found["train_sources"], *found["eval_sources"]]:
+            del source["kept"]
+        return found
 
 
 def _spread(lengths: Sequence[int]) -> dict[str, int]:

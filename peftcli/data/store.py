@@ -42,6 +42,60 @@ class RowStore(Sequence[Row]):
             else:
                 self._other.setdefault(key, []).append(value)
 
+    @property
+    def origins(self) -> list[str]:
+        """The files that rows come from, one after another."""
+        return self._origins
+
+    def arrays(self) -> dict[str, NDArray[Any]] | None:
+        """All rows as arrays, for `of`; None where there is more in them than numbers."""
+        if self._other:
+            return None
+        found: dict[str, NDArray[Any]] = {
+            "lengths": np.asarray(self.lengths, dtype=np.int64),
+            "places": np.frombuffer(self._places, dtype=np.int64),
+        }
+        for key, flat in self._flat.items():
+            found[f"flat.{key}"] = np.frombuffer(flat, dtype=np.int32)
+            found[f"starts.{key}"] = np.frombuffer(self._starts[key], dtype=np.int64)
+        return found
+
+    @classmethod
+    def of(cls, arrays: dict[str, NDArray[Any]], origins: list[str]) -> RowStore:
+        """The store that `arrays` was made of.
+
+        Raises:
+            KeyError, ValueError: the arrays are none of these.
+        """
+        store = cls()
+        store.lengths, store._origins = arrays["lengths"].tolist(), origins
+        store._places.frombytes(arrays["places"].tobytes())
+        for key in [name.removeprefix("flat.") for name in arrays if name.startswith("flat.")]:
+            flat, starts = arrays[f"flat.{key}"], arrays[f"starts.{key}"]
+            if flat.dtype != np.int32 or len(starts) != len(store) + 1 or starts[-1] != len(flat):
+                raise ValueError(key)
+            store._flat[key], store._starts[key] = array("i"), array("q")
+            store._flat[key].frombytes(flat.tobytes())
+            store._starts[key].frombytes(starts.tobytes())
+        if len(store._places) != 3 * len(store):
+            raise ValueError("places")
+        return store
+
+    def extend(self, other: RowStore) -> None:
+        """Adds another store's rows, which have the same keys."""
+        places = np.array(other._places, dtype=np.int64).reshape(-1, 3)
+        places[:, 0] += len(self._origins)
+        self._origins += other._origins
+        self._places.frombytes(places.tobytes())
+        self.lengths += other.lengths
+        for key, flat in other._flat.items():
+            mine = self._flat.setdefault(key, array("i"))
+            starts = np.array(other._starts[key])[1:] + len(mine)
+            self._starts.setdefault(key, array("q", [0])).frombytes(starts.astype(np.int64).tobytes())
+            mine.extend(flat)
+        for key, values in other._other.items():
+            self._other.setdefault(key, []).extend(values)
+
     def place(self, index: int) -> str:
         """Where the row comes from: its file and number."""
         origin, number, line = self._places[3 * index : 3 * index + 3]

@@ -9,13 +9,19 @@ least one character of it.
 
 from __future__ import annotations
 
+import hashlib
+import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from peftcli.errors import ModelError
 
 Span = tuple[int, int]
+
+_START, _END = itemgetter(0), itemgetter(1)
 
 IGNORED = -100  # PyTorch's ignore_index: a label that is not trained
 
@@ -70,53 +76,73 @@ def beginning(tokenizer: Any) -> list[int]:
     return full[:count]
 
 
+def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
+    """All that texts' tokens depend on, of a tokenizer that has offsets."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    # These change with what was tokenized last; rows are neither cut nor padded.
+    content.pop("truncation", None)
+    content.pop("padding", None)
+    return {
+        "class": type(tokenizer).__name__,
+        "content": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+        "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+    }
+
+
 def encode_passages(tokenizer: Any, passages: Sequence[Passage]) -> list[Encoded]:
     """The tokens of each passage and which of them are trained."""
     if not passages:
         return []
     whole = _tokenize(tokenizer, [passage.text for passage in passages], offsets=True)
     prompts = token_ids(tokenizer, [passage.text[: passage.boundary] for passage in passages])
-    encoded = []
-    for passage, ids, offsets, prompt in zip(
-        passages, whole["input_ids"], whole["offset_mapping"], prompts, strict=True
-    ):
-        if ids[: len(prompt)] == prompt:
-            row = Encoded(ids, _trained(offsets, passage.spans))
-        else:
-            row = _encode_cut(tokenizer, passage)
-        count = len(passage.begin)
-        row = Encoded([*passage.begin, *row.input_ids], [False] * count + row.trained)
-        encoded.append(row)
-    return encoded
+    encoded = [
+        Encoded(ids, _trained(offsets, passage.spans)) if ids[: len(prompt)] == prompt else None
+        for passage, ids, offsets, prompt in zip(
+            passages, whole["input_ids"], whole["offset_mapping"], prompts, strict=True
+        )
+    ]
+    merged = [passage for passage, row in zip(passages, encoded, strict=True) if row is None]
+    cut = iter(_encode_cut(tokenizer, merged))
+    return [_begun(passage, row or next(cut)) for passage, row in zip(passages, encoded, strict=True)]
 
 
-def _encode_cut(tokenizer: Any, passage: Passage) -> Encoded:
-    prompt, answer = passage.text[: passage.boundary], passage.text[passage.boundary :]
-    before = _tokenize(tokenizer, [prompt], offsets=True)
+def _begun(passage: Passage, row: Encoded) -> Encoded:
+    return Encoded([*passage.begin, *row.input_ids], [False] * len(passage.begin) + row.trained)
+
+
+def _encode_cut(tokenizer: Any, passages: Sequence[Passage]) -> list[Encoded]:
+    """Passages whose prompt merges with what follows: prompt and answer have tokens of their own."""
+    if not passages:
+        return []
+    answers = [passage.text[passage.boundary :] for passage in passages]
+    before = _tokenize(tokenizer, [passage.text[: passage.boundary] for passage in passages], offsets=True)
     # Some tokenizers put a space before any text; after a line feed, which is taken away again, they do not.
     anchor = token_ids(tokenizer, ["\n"])[0]
-    after = _tokenize(tokenizer, ["\n" + answer], offsets=True)
-    skip, shift = len(anchor), passage.boundary - 1
-    if after["input_ids"][0][:skip] != anchor:
-        after = _tokenize(tokenizer, [answer], offsets=True)
-        skip, shift = 0, passage.boundary
-    offsets = before["offset_mapping"][0] + [
-        (start + shift, end + shift) for start, end in after["offset_mapping"][0][skip:]
-    ]
-    return Encoded(before["input_ids"][0] + after["input_ids"][0][skip:], _trained(offsets, passage.spans))
+    after = _tokenize(tokenizer, ["\n" + answer for answer in answers], offsets=True)
+    anchored = [ids[: len(anchor)] == anchor for ids in after["input_ids"]]
+    bare = _tokenize(tokenizer, answers, offsets=True) if not all(anchored) else after
+    rows = []
+    for at, passage in enumerate(passages):
+        skip, shift = (len(anchor), passage.boundary - 1) if anchored[at] else (0, passage.boundary)
+        answer = after if anchored[at] else bare
+        offsets = before["offset_mapping"][at] + [
+            (start + shift, end + shift) for start, end in answer["offset_mapping"][at][skip:]
+        ]
+        ids = before["input_ids"][at] + answer["input_ids"][at][skip:]
+        rows.append(Encoded(ids, _trained(offsets, passage.spans)))
+    return rows
 
 
 def _trained(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
-    """Whether each token holds a character of a span; both are in order, so one walk suffices."""
-    flags = []
-    at = 0
-    for start, end in offsets:
-        while at < len(spans) and spans[at][1] <= start and spans[at][1] < end:
-            at += 1
+    """Whether each token holds a character of a span; both are in order."""
+    flags = [False] * len(offsets)
+    for begin, end in spans:
+        first = bisect_right(offsets, begin, key=_END)
+        last = bisect_left(offsets, end, lo=first, key=_START)
         # Some tokenizers trim spaces from offsets: a token of spaces alone is then empty, at its end.
-        flags.append(
-            at < len(spans) and spans[at][0] < end and (start < spans[at][1] or start == end == spans[at][1])
-        )
+        while last < len(offsets) and offsets[last] == (end, end):
+            last += 1
+        flags[first:last] = [True] * (last - first)
     return flags
 
 

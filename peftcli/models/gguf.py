@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import shutil
 import struct
 import tempfile
@@ -21,17 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.errors import MemoryLimitError, ModelError
+from peftcli.files import cache_folder
 from peftcli.hub import first_line
 from peftcli.models.quiet import conversion_bar_on_terminals_only
 
 # Raised when what is stored changes, so that folders of an older layout are not taken for today's.
 LAYOUT = 1
-
-
-def cache_folder() -> Path:
-    """Where converted bases are kept: `$XDG_CACHE_HOME/peftcli/gguf`, or the same under `~/.cache`."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "peftcli" / "gguf"
 
 
 def converted(file: Path, say: Callable[[str], object]) -> tuple[Path, str]:
@@ -48,7 +42,7 @@ def converted(file: Path, say: Callable[[str], object]) -> tuple[Path, str]:
             "a GGUF base needs the gguf package; run `pip install 'peftcli[gguf]'`", where=str(file)
         )
     makers = f"{digest} layout {LAYOUT} transformers {version('transformers')} gguf {version('gguf')}"
-    target = cache_folder() / hashlib.sha256(makers.encode()).hexdigest()
+    target = cache_folder("gguf") / hashlib.sha256(makers.encode()).hexdigest()
     if not _whole(target):
         say(f"{file.name}: unpacking it once for all later starts, into {target.parent}")
         try:

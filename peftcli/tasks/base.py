@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from peftcli.data.example import Encoder, Example, Limit, Row, cut_tokens
+from peftcli.data.example import Encoder, Example, Limit, Row, Tally, cut_tokens
 from peftcli.data.overflow import effective_limit, next_tokens
 from peftcli.models.load import Base, Loaded, load_model, load_tokenizer
 from peftcli.recipe.schema import Recipe
@@ -64,6 +64,7 @@ class Task(ABC):
         self.recipe = recipe
         self.processor = processor
         self.config = config
+        self.tally = Tally()
 
     @property
     def limit(self) -> int | None:
@@ -144,8 +145,24 @@ class Task(ABC):
         formats = OPTIONS[self.task_type].FORMATS
         trained = self.trained_tokens if self.counts_tokens else None
         return Encoder(
-            self.encode, formats, self.settle, self.notes, self.remarks, trained, self.cut, self.limits()
+            encode=self.encode,
+            formats=formats,
+            settle=self.settle,
+            notes=self.notes,
+            remarks=self.remarks,
+            trained=trained,
+            cut=self.cut,
+            limits=self.limits(),
+            identity=self.identity,
+            tally=self.tally,
         )
+
+    def identity(self) -> str:
+        """A text that differs where `encode` does, so that rows can be kept; empty where rows are encoded each time.
+
+        A task that gives one learns nothing of rows but what its `tally` counts.
+        """
+        return ""
 
     @abstractmethod
     def encode(self, examples: Sequence[Example]) -> list[list[Row]]:

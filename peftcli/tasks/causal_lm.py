@@ -6,9 +6,12 @@ model's head sees no others. Shapes: B rows, T tokens, K trained positions of th
 
 from __future__ import annotations
 
+import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import date
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +21,14 @@ from torch import Tensor, nn
 from peftcli.adapters.prompted import PromptedModel
 from peftcli.data.example import Chat, Completion, Example, Instruction, Row, Text
 from peftcli.data.prompt import Prompter
-from peftcli.data.tokens import IGNORED, Encoded, Passage, encode_passages, require_offsets
+from peftcli.data.tokens import (
+    IGNORED,
+    Encoded,
+    Passage,
+    encode_passages,
+    require_offsets,
+    tokenizer_identity,
+)
 from peftcli.errors import ModelError, RecipeError
 from peftcli.recipe.schema import Recipe
 from peftcli.tasks.base import Batch, Evaluated, Sum, Task
@@ -52,12 +62,6 @@ class CausalLM(Task):
         self._by_rows = False
         self._prompter = Prompter.of(tokenizer, data.chat_template, data.system_prompt, data.source_prefix)
         self._special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-        self._turns = 0
-        self._ended_turns = 0
-        self._rewritten = 0
-        self._plain_instructions = False
-        self._needs_eos = False
-        self._largest = -1
 
     @staticmethod
     def auto_class() -> Any:
@@ -93,7 +97,7 @@ class CausalLM(Task):
             prompt = self._prompter.instruction(example)
             if isinstance(prompt, Chat):
                 return self._chat([*prompt.messages, {"role": "assistant", "content": example.output}]), False
-            self._plain_instructions = True
+            self.tally.count("plain instructions")
             return self._completion(prompt, example.output), True
         assert isinstance(example, Chat)
         return self._chat(example.messages), False
@@ -106,7 +110,7 @@ class CausalLM(Task):
 
     def _chat(self, messages: Sequence[dict[str, str]]) -> Passage:
         passage = self._prompter.chat_template().passage(self._prompter.chat(messages))
-        self._rewritten += passage.rewritten
+        self.tally.count("rewritten turns", passage.rewritten)
         if self._loss_on == "completion":
             passage.spans = [span for span in passage.spans if span[1] > passage.boundary]
         elif self._loss_on == "all":
@@ -124,40 +128,55 @@ class CausalLM(Task):
         ids, trained = encoded.input_ids, encoded.trained
         eos = self._tokenizer.eos_token_id
         if ends_with_eos:
-            self._needs_eos = True
+            self.tally.count("ends")
             if eos is not None and (not ids or ids[-1] != eos):
                 ids, trained = [*ids, eos], [*trained, any(trained)]
         elif self._loss_on != "all":
             self._count_turns(ids, trained)
         input_ids = np.asarray(ids, dtype=np.int32)
-        self._largest = max(self._largest, int(input_ids.max(initial=-1)))
+        self.tally.largest = max(self.tally.largest, int(input_ids.max(initial=-1)))
         return {"input_ids": input_ids, "labels": np.where(trained, input_ids, np.int32(IGNORED))}
+
+    def identity(self) -> str:
+        """What rows depend on beside their text; a template may tell the date."""
+        data, template = self.recipe.data, self._prompter.template
+        asks_date = template is not None and "strftime_now" in template.source
+        depends = {
+            "task": self.task_type,
+            "tokenizer": tokenizer_identity(self._tokenizer),
+            "begin": self._prompter.begin,
+            "template": None if template is None else template.source,
+            "texts": [data.system_prompt, data.source_prefix, self._loss_on],
+            "date": date.today().isoformat() if asks_date else None,  # noqa: DTZ011  (as the template tells it)
+        }
+        return json.dumps(depends, sort_keys=True)
 
     def _count_turns(self, ids: Sequence[int], trained: Sequence[bool]) -> None:
         for at, flag in enumerate(trained):
             if flag and (at + 1 == len(trained) or not trained[at + 1]):
-                self._turns += 1
-                self._ended_turns += ids[at] in self._special
+                self.tally.count("turns")
+                self.tally.count("ended turns", ids[at] in self._special)
 
     def remarks(self) -> list[str]:
         """How rows were written where there was a choice, and ends that no model can learn."""
         said = []
-        if self._plain_instructions:
+        found = Counter(self.tally.counts)
+        if found["plain instructions"]:
             said.append(
                 "instructions are written as '### Instruction:' … '### Response:': there is no chat template"
             )
-        if self._needs_eos and self._tokenizer.eos_token_id is None:
+        if found["ends"] and self._tokenizer.eos_token_id is None:
             said.append("the tokenizer has no end-of-sequence token: where a row ends is never trained")
-        if self._rewritten:
+        if found["rewritten turns"]:
             said.append(
-                f"the chat template leaves something out of {self._rewritten:,} assistant turns, such as "
+                f"the chat template leaves something out of {found['rewritten turns']:,} assistant turns, such as "
                 "reasoning in earlier ones: they are trained as it writes them (data.loss_on: completion trains "
                 "the last turn only)"
             )
-        if self._ended_turns < self._turns:
-            never = self._turns - self._ended_turns
+        never = found["turns"] - found["ended turns"]
+        if never:
             said.append(
-                f"the token that ends a turn is not trained in {never:,} of {self._turns:,} assistant turns: "
+                f"the token that ends a turn is not trained in {never:,} of {found['turns']:,} assistant turns: "
                 "the model may not learn to stop there; see data.chat_template"
             )
         return said
@@ -211,9 +230,10 @@ class CausalLM(Task):
         """
         base: Any = unwrapped(model)
         size = base.get_input_embeddings().num_embeddings
-        if self._largest >= size:
+        if self.tally.largest >= size:
             raise ModelError(
-                f"the tokenizer gives token {self._largest}, and the base knows {size}: they do not belong together"
+                f"the tokenizer gives token {self.tally.largest}, and the base knows {size}: they do not "
+                "belong together"
             )
         tuner = getattr(model, "tuner", None)
         if isinstance(tuner, PromptedModel):

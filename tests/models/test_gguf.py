@@ -12,7 +12,7 @@ from gguf import GGUFWriter, LlamaFileType
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peftcli.errors import ModelError
-from peftcli.models.gguf import cache_folder
+from peftcli.files import cache_folder
 from peftcli.models.load import load_model, load_tokenizer, resolve_base
 
 
@@ -138,7 +138,7 @@ def test_other_content_is_another_base(tiny_gguf: Path, tmp_path: Path) -> None:
 
 def test_nothing_but_whole_folders_is_left_in_the_cache(tiny_gguf: Path) -> None:
     base = resolve_base(str(tiny_gguf))
-    assert [path.name for path in cache_folder().iterdir()] == [Path(base.path).name]
+    assert [path.name for path in cache_folder("gguf").iterdir()] == [Path(base.path).name]
 
 
 def test_a_folder_that_lost_its_weights_is_made_again(tiny_gguf: Path) -> None:
@@ -153,7 +153,7 @@ def test_two_starts_at_once_both_find_the_model(tiny_gguf: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         first, second = pool.map(resolve_base, [str(tiny_gguf)] * 2)
     assert first == second
-    assert [path.name for path in cache_folder().iterdir()] == [Path(first.path).name]
+    assert [path.name for path in cache_folder("gguf").iterdir()] == [Path(first.path).name]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_a_gguf_cut_short_is_refused_and_leaves_nothing(tiny_gguf: Path, tmp_pat
     file.write_bytes(tiny_gguf.read_bytes()[:-5000])
     with pytest.raises(ModelError, match="cannot be read"):
         resolve_base(str(file))
-    assert list(cache_folder().iterdir()) == []
+    assert list(cache_folder("gguf").iterdir()) == []
 
 
 def test_a_cache_that_cannot_be_written_names_the_variable(
