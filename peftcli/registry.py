@@ -69,6 +69,8 @@ TASKS = {
     "FEATURE_EXTRACTION": "peftcli.tasks.feature_extraction:FeatureExtraction",
     "QUESTION_ANS": "peftcli.tasks.question_answering:QuestionAnswering",
     "TEXT_TO_IMAGE": "peftcli.tasks.text_to_image:TextToImage",
+    "IMAGE_CLS": "peftcli.tasks.image_cls:ImageClassification",
+    "SEMANTIC_SEG": "peftcli.tasks.semantic_seg:SemanticSegmentation",
 }
 
 # data source `type` -> the function from a row to an example.
@@ -84,6 +86,8 @@ FORMATS = {
     "similarity": "peftcli.data.formats.similarity:similarity",
     "qa": "peftcli.data.formats.qa:qa",
     "caption": "peftcli.data.formats.caption:caption",
+    "image": "peftcli.data.formats.image:image",
+    "segmentation": "peftcli.data.formats.segmentation:segmentation",
 }
 
 

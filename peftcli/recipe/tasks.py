@@ -78,14 +78,43 @@ class LabelOptions(TaskOptions):
     )
 
 
-class SequenceClassificationOptions(LabelOptions):
+class ClassificationOptions(LabelOptions):
+    """A task whose rows have labels."""
+
+    problem_type: (
+        Literal["single_label_classification", "multi_label_classification", "regression"] | None
+    ) = Field(None, description="default: what the labels of the training rows are: names, lists, or numbers")
+
+
+class SequenceClassificationOptions(ClassificationOptions):
     """SEQ_CLS."""
 
     FORMATS: ClassVar[tuple[str, ...]] = ("classification",)
     STARTER: ClassVar[str] = "sequence-classification"
-    problem_type: (
-        Literal["single_label_classification", "multi_label_classification", "regression"] | None
-    ) = Field(None, description="default: what the labels of the training rows are: names, lists, or numbers")
+
+
+class ImageClassificationOptions(ClassificationOptions):
+    """IMAGE_CLS."""
+
+    FORMATS: ClassVar[tuple[str, ...]] = ("image",)
+    DATA: ClassVar[tuple[str, ...]] = ()
+    STARTER: ClassVar[str] = "image-classification"
+
+
+class SemanticSegmentationOptions(TaskOptions):
+    """SEMANTIC_SEG."""
+
+    FORMATS: ClassVar[tuple[str, ...]] = ("segmentation",)
+    DATA: ClassVar[tuple[str, ...]] = ()
+    STARTER: ClassVar[str] = "semantic-segmentation"
+    labels: Names | None = Field(
+        None,
+        description="the classes' names, in the order of their numbers; default: those of a base that segments "
+        "already, else the numbers in the training masks",
+    )
+    reduce_labels: bool = Field(
+        False, description="in masks 0 is no class, and the classes count from 1, as in ADE20K's"
+    )
 
 
 class TokenClassificationOptions(LabelOptions):
@@ -234,6 +263,8 @@ OPTIONS: dict[str, type[TaskOptions]] = {
     "FEATURE_EXTRACTION": FeatureExtractionOptions,
     "QUESTION_ANS": QuestionAnsweringOptions,
     "TEXT_TO_IMAGE": TextToImageOptions,
+    "IMAGE_CLS": ImageClassificationOptions,
+    "SEMANTIC_SEG": SemanticSegmentationOptions,
 }
 
 # Every file that a task writes beside the adapter: it is pushed with it, and goes with the run.
