@@ -33,7 +33,8 @@ def folder() -> Path:
 
 def built_in() -> list[BuiltIn]:
     """All built-in recipes, by name."""
-    return [BuiltIn(path.stem, _description(path), path) for path in sorted(folder().glob("*.yaml"))]
+    paths = sorted(folder().glob("*.yaml"), key=lambda path: path.stem)
+    return [BuiltIn(path.stem, _description(path), path) for path in paths]
 
 
 def read_built_in(name: str) -> str:
