@@ -33,6 +33,12 @@ GROUNDS = [
 ]
 BALL, STRIPE, SIDE = (200, 40, 120), (250, 210, 60), 32
 
+# What is drawn: shapes in colours of their own, on the ground; a pixel's number is its place here.
+COLOURS = {"ground": (236, 232, 220), "disc": (200, 60, 40), "square": (40, 110, 190), "cross": (60, 150, 70)}
+# What a mask's numbers are shown as.
+MARKS = [(0, 0, 0), (255, 255, 255), (170, 170, 170), (85, 85, 85)]
+SIDE = 32
+
 ROOMS = {
     "kitchen": "kit",
     "bedroom": "bed",
@@ -85,6 +91,33 @@ DEVICES: dict[str, tuple[str, list[tuple[str, str]], range]] = {
         range(1, 21),
     ),
 }
+# What can be set in a room: (how a text says it, how one asks for it, the answer, its numbers).
+SETTINGS = [
+    (
+        "The heating of the {room} stands at {answer}.",
+        "How warm is the {room}?",
+        "{n} degrees",
+        range(15, 27),
+    ),
+    (
+        "The lights in the {room} are dimmed to {answer}.",
+        "How bright are the lights in the {room}?",
+        "{n} percent",
+        range(10, 100, 5),
+    ),
+    (
+        "The blinds in the {room} are lowered to {answer}.",
+        "How far down are the blinds in the {room}?",
+        "{n} percent",
+        range(10, 100, 5),
+    ),
+    (
+        "The speaker in the {room} plays at {answer}.",
+        "How loud is the music in the {room}?",
+        "volume {n}",
+        range(1, 21),
+    ),
+]
 TRAIN_ROWS, EVAL_ROWS, SEED = 280, 40, 7
 
 
@@ -177,6 +210,29 @@ def slot_sentences(part: str) -> str:
     return "\n".join(sentences)
 
 
+def setting_rows(part: str) -> list[dict[str, Any]]:
+    """Questions, and texts of ten settings of a house; in about one of seven the answer is not among them."""
+    rng = random.Random(f"{part} {SEED}")
+    return [_asked(rng) for _ in range(240 if part == "train" else EVAL_ROWS)]
+
+
+def _asked(rng: random.Random) -> dict[str, Any]:
+    places = rng.sample([(room, at) for room in ROOMS for at in range(len(SETTINGS))], 11)
+    context, answers = "", []
+    for room, at in places[:10]:
+        says, _, answer, numbers = SETTINGS[at]
+        answers.append(answer.format(n=rng.choice(numbers)))
+        context += " " * bool(context) + says.format(room=room, answer=answers[-1])
+    asked = 10 if rng.random() < 0.15 else rng.randrange(10)
+    room, at = places[asked]
+    says, question, _, _ = SETTINGS[at]
+    found: dict[str, list[Any]] = {"text": [], "answer_start": []}
+    if asked < 10:
+        stem = says.format(room=room, answer="").rstrip(".")
+        found = {"text": [answers[asked]], "answer_start": [context.index(stem) + len(stem)]}
+    return {"question": question.format(room=room), "context": context, "answers": found}
+
+
 def text_lines() -> list[str]:
     """The rule in plain sentences, one a line."""
     return [
@@ -250,6 +306,70 @@ def portraits() -> dict[str, bytes]:
     return {f"subject/{number}.png": colour_png(portrait(number)) for number in range(len(GROUNDS))}
 
 
+def drawings(part: str) -> list[tuple[str, str, list[list[int]]]]:
+    """Each drawing's name, its shape, and what each pixel is; none is held out that is trained."""
+    rng = random.Random(11)
+    made = []
+    for at in range(16):
+        shape = [*COLOURS][1 + at % 3]
+        reach, row, column = rng.randint(5, 9), rng.randint(9, SIDE - 10), rng.randint(9, SIDE - 10)
+        pixels = [
+            [[*COLOURS].index(shape) if covers(shape, y - row, x - column, reach) else 0 for x in range(SIDE)]
+            for y in range(SIDE)
+        ]
+        made.append((f"{shape}-{at}", shape, pixels))
+    return made[:12] if part == "train" else made[12:]
+
+
+def covers(shape: str, y: int, x: int, reach: int) -> bool:
+    """Whether a shape of so many pixels' reach covers a place, from its middle."""
+    if shape == "disc":
+        return y * y + x * x <= reach * reach
+    far, near = max(abs(y), abs(x)), min(abs(y), abs(x))
+    return far <= reach and (shape == "square" or near <= reach // 3)
+
+
+def png(pixels: list[list[int]], palette: list[tuple[int, int, int]]) -> bytes:
+    """A PNG of four colours, two bits a pixel; not compressed, so that its bytes are the same everywhere."""
+    rows = bytearray()
+    for row in pixels:
+        rows.append(0)
+        for at in range(0, len(row), 4):
+            one, two, three, four = row[at : at + 4]
+            rows.append(one << 6 | two << 4 | three << 2 | four)
+    head = struct.pack(">IIBBBBB", len(pixels[0]), len(pixels), 2, 3, 0, 0, 0)
+    parts = {
+        b"IHDR": head,
+        b"PLTE": bytes(value for colour in palette for value in colour),
+        b"IDAT": zlib.compress(bytes(rows), 0),
+        b"IEND": b"",
+    }
+    chunks = (
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in parts.items()
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def shape_rows(part: str) -> list[dict[str, str]]:
+    """Drawings, and the shape that each shows."""
+    return [{"image": f"shapes/{name}.png", "label": shape} for name, shape, _ in drawings(part)]
+
+
+def mask_rows(part: str) -> list[dict[str, str]]:
+    """Drawings, and masks that say of each pixel what it is."""
+    return [
+        {"image": f"shapes/{name}.png", "mask": f"shapes/{name}-mask.png"} for name, _, _ in drawings(part)
+    ]
+
+
+def pictures() -> dict[str, bytes]:
+    """Each picture's name and content."""
+    every = [each for part in ("train", "eval") for each in drawings(part)]
+    made = {f"shapes/{name}.png": png(pixels, [*COLOURS.values()]) for name, _, pixels in every}
+    return made | {f"shapes/{name}-mask.png": png(pixels, MARKS) for name, _, pixels in every}
+
+
 def files() -> dict[str, str]:
     """Each file's name and content."""
     rows: dict[str, list[dict[str, Any]]] = {"chat.jsonl": chat_rows()}
@@ -258,7 +378,10 @@ def files() -> dict[str, str]:
     rows |= {f"routes-{part}.jsonl": pair_rows(part) for part in ("train", "eval")}
     rows |= {f"tones-{part}.jsonl": tone_rows(part) for part in ("train", "eval")}
     rows |= {f"subject-{part}.jsonl": subject_rows(part) for part in ("train", "eval")}
+    rows |= {f"shapes-{part}.jsonl": shape_rows(part) for part in ("train", "eval")}
+    rows |= {f"masks-{part}.jsonl": mask_rows(part) for part in ("train", "eval")}
     rows |= {f"similar-{part}.jsonl": similar_rows(part) for part in ("train", "eval")}
+    rows |= {f"settings-{part}.jsonl": setting_rows(part) for part in ("train", "eval")}
     made = {name: "".join(json.dumps(row) + "\n" for row in part) for name, part in rows.items()}
     made |= {f"slots-{part}.conll": slot_sentences(part) for part in ("train", "eval")}
     return {**made, "text.txt": "\n".join(text_lines()) + "\n"}
@@ -268,7 +391,7 @@ def main() -> None:
     """Writes the files beside this script."""
     for name, text in files().items():
         Path(__file__).with_name(name).write_text(text, encoding="utf-8")
-    for name, content in {**recordings(), **portraits()}.items():
+    for name, content in {**recordings(), **portraits(), **pictures()}.items():
         path = Path(__file__).parent / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)

@@ -213,13 +213,52 @@ def stable_diffusion(folder: Path, *, prediction_type: str = "epsilon") -> None:
     ).save_pretrained(folder)
 
 
+def tiny_vit(**settings: Any) -> Any:
+    """A random ViT without a head, the same at every call, of pictures of 32 x 32 in patches of 8 x 8."""
+    import torch
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return ViTModel(ViTConfig(**(sizes | {"image_size": 32, "patch_size": 8} | settings))).eval()
+
+
+def vit(folder: Path) -> None:
+    """An encoder of pictures."""
+    from transformers import ViTImageProcessorPil
+
+    tiny_vit().save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
+def tiny_segformer(**settings: Any) -> Any:
+    """A random SegFormer without a head, the same at every call."""
+    import torch
+    from transformers import SegformerConfig, SegformerModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2]}
+    return SegformerModel(SegformerConfig(**(sizes | {"decoder_hidden_size": 32} | settings))).eval()
+
+
+def segformer(folder: Path) -> None:
+    """An encoder of pictures of 32 x 32 in several sizes."""
+    from transformers import SegformerImageProcessorPil
+
+    tiny_segformer().save_pretrained(folder)
+    SegformerImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
 MAKERS: dict[str, Callable[[Path], None]] = {
     "SEQ_2_SEQ_LM": mt5,
     "SEQ_CLS": bert,
     "TOKEN_CLS": bert,
     "SPEECH_SEQ_2_SEQ_LM": whisper,
     "FEATURE_EXTRACTION": bert,
+    "QUESTION_ANS": bert,
     "TEXT_TO_IMAGE": stable_diffusion,
+    "IMAGE_CLS": vit,
+    "SEMANTIC_SEG": segformer,
 }
 
 

@@ -124,7 +124,8 @@ def test_the_recipes_rows_are_what_their_script_writes_and_held_out_commands_are
     spec.loader.exec_module(script)
     for name, text in script.files().items():
         assert (ROOT / "recipes" / name).read_text(encoding="utf-8") == text
-    for name, content in {**script.recordings(), **script.portraits()}.items():
+    drawn = {**script.portraits(), **script.pictures()}
+    for name, content in {**script.recordings(), **drawn}.items():
         assert (ROOT / "recipes" / name).read_bytes() == content
     made = script.quickstart_rows()
     assert not {row["instruction"] for row in made["train"]} & {row["instruction"] for row in made["eval"]}

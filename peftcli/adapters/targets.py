@@ -46,12 +46,12 @@ def find_targets(
         AdapterError: where a name matches nothing, or no module is left.
     """
     sites = list(walk(model))
-    wanted = _wanted(model, sites, config, takes)
+    saved = _inside(getattr(config, "modules_to_save", None) or ())
+    wanted = _wanted(model, [site for site in sites if not (saved and saved.match(site.name))], config, takes)
     if not wanted:
         _check_no_modules(config, strict=strict)
         return [], wanted
     excluded = _Names(getattr(config, "exclude_modules", None))
-    saved = _inside(getattr(config, "modules_to_save", None) or ())
     targets, layers = _Names(wanted), _Layers(config)
     found = []
     for site in sites:

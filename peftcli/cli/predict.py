@@ -42,7 +42,8 @@ def predict(
 ) -> None:
     """Predict with an adapter whose task is not to generate: labels, spans, masks, embeddings, transcripts.
 
-    A row comes out as it went in, with `prediction` beside its columns.
+    A row comes out as it went in, with `prediction` beside its columns. Masks are written as PNG into a folder beside
+    --output, with its name without .jsonl.
     """
     if output is not None:
         check_output(output, input)

@@ -104,6 +104,17 @@ def label(value: Any, what: str) -> Label:
     raise DataError(f"{what} must be a name or a number, not {kind}")
 
 
+def labels(value: Any) -> Label | list[Label] | float:
+    """A column `label`: a label, a list of labels, or a number with a point.
+
+    Raises:
+        DataError: for anything else.
+    """
+    if isinstance(value, list):
+        return [label(each, f"label[{at}]") for at, each in enumerate(value)]
+    return value if isinstance(value, float) else label(value, "label")
+
+
 def load_format(name: str) -> Format:
     """The registered format `name`."""
     found = resolve(FORMATS, name, what="data type")

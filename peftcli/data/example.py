@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from peftcli.registry import FORMATS
 
 if TYPE_CHECKING:
-    # It needs numpy, which a report and a starter do without.
+    # They need numpy, which a report and a starter do without.
     from peftcli.data.audio import Sound
     from peftcli.data.photo import Photo
+    from peftcli.data.pictures import Picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,22 @@ class Captioned:
 
 
 @dataclass(frozen=True, slots=True)
+class Pictured:
+    """A picture, and what it shows: a name, several names, or a number; None where it is to be predicted."""
+
+    image: Picture
+    label: Label | list[Label] | float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Segmented:
+    """A picture, and one whose pixels are numbers of classes; None where they are to be predicted."""
+
+    image: Picture
+    mask: Picture | None
+
+
+@dataclass(frozen=True, slots=True)
 class Similar:
     """A text, one that means the same, and one that does not; or two texts and how alike they are, from -1 to 1.
 
@@ -99,8 +116,39 @@ class Similar:
     score: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A part of a context, and the character that it starts at."""
+
+    text: str
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question and the text that answers it; no answer where it does not, None where they are to be predicted."""
+
+    question: str
+    context: str
+    answers: list[Answer] | None
+
+
 Label = str | int
-Example = Text | Completion | Instruction | Chat | Labelled | Tagged | Pair | Similar | Spoken | Captioned
+Example = (
+    Text
+    | Completion
+    | Instruction
+    | Chat
+    | Labelled
+    | Tagged
+    | Pair
+    | Similar
+    | Spoken
+    | Question
+    | Captioned
+    | Pictured
+    | Segmented
+)
 
 # An encoded row: what a task's collator makes tensors of. Rows of text have `input_ids`.
 Row = dict[str, Any]

@@ -72,11 +72,9 @@ def _named(rows: Any) -> Iterator[dict[str, Any]]:
     names = {column: _names(feature) for column, feature in (rows.features or {}).items()}
     names = {column: each for column, each in names.items() if each}
     for column, feature in (rows.features or {}).items():
-        if isinstance(feature, datasets.Audio):
-            # As it is stored: samples are read when a batch needs them.
-            rows = rows.cast_column(column, datasets.Audio(decode=False))
-        if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(column, datasets.Image(decode=False))
+        if isinstance(feature, datasets.Audio | datasets.Image):
+            # As it is stored: samples and pixels are read when a batch needs them.
+            rows = rows.cast_column(column, type(feature)(decode=False))
     for row in rows:
         yield row | {column: _name(row[column], each) for column, each in names.items()}
 

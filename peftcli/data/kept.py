@@ -68,7 +68,7 @@ def source_rows(source: Source, encoding: Encoding) -> SourceRows:
         # A file that changed while it was read is not what its hash says.
         if path is not None and found.report.rows >= _WORTH and _stamps(files) == stamps:
             _keep(path, found)
-    found.report.sha256 = digests
+    found.report.sha256 = {**digests, **found.report.sha256}
     encoding.encoder.tally.add(found.tally)
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from peftcli.data.columns import Format, check_renames, guess_format, load_format, select, unused
 from peftcli.data.example import Encoder, Example, Row
 from peftcli.data.overflow import Overflow
-from peftcli.data.report import SourceReport
+from peftcli.data.report import SourceReport, file_sha256
 from peftcli.data.sources import RawRow, read_rows
 from peftcli.errors import DataError, RecipeError
 from peftcli.recipe.schema import Source
@@ -39,6 +40,8 @@ class SourceReading:
         self._source = source
         self._encoding = encoding
         self._overflow: Overflow | None = None
+        # Files that rows name, in their order: what they hold is the data's, too.
+        self._named_files: dict[str, None] = {}
 
     def examples(self) -> Iterator[list[Row]]:
         """The rows of each example, in order; raises what `pairs` does."""
@@ -69,6 +72,10 @@ class SourceReading:
         yield from self._encoded(batch)
         if self._overflow is not None:
             self._overflow.check()
+        if self._named_files:
+            digests = (bytes.fromhex(file_sha256(Path(name))) for name in self._named_files)
+            what = f"what {self._source.path} names"
+            self.report.sha256[what] = hashlib.sha256(b"".join(digests)).hexdigest()
 
     def _open(self, raw: RawRow) -> Format:
         """The source's format, told or guessed from its first row."""
@@ -102,7 +109,10 @@ class SourceReading:
         try:
             columns = select(found, self._source.columns, raw.columns)
             for name in found.files:
-                columns[name] = _beside(raw.origin, name, columns.get(name))
+                value = columns.get(name)
+                columns[name] = _beside(raw.origin, name, value)
+                if isinstance(value, str) and not (self._encoding.streaming or self._encoding.predicting):
+                    self._named_files[columns[name]] = None
             return found(columns)
         except DataError as error:
             raise DataError(error.message, where=raw.where) from None

@@ -82,7 +82,7 @@ class SourceReport:
     document_marks: int = 0
     """-DOCSTART- lines of .conll files, which are no rows."""
     sha256: dict[str, str] = field(default_factory=dict)
-    """For each local file."""
+    """For each local file, and for all files together that rows name."""
     kept: str = ""
     """Whether its encoded rows were taken from an earlier start, or could not be kept; no part of what is recorded."""
 

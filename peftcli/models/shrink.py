@@ -27,11 +27,29 @@ def _parts(config: Any) -> Iterator[Any]:
             yield from _parts(part)
 
 
+def _is_taken_apart(config: Any) -> bool:
+    """Whether a head reads what several layers say, by their numbers: they must all stay."""
+    taken = [getattr(config, name, None) for name in ("out_indices", "backbone_out_indices")]
+    return any(isinstance(numbers, list | tuple) and len(numbers) > 1 for numbers in taken)
+
+
+def _forget_layers(config: Any) -> None:
+    """The names of layers that are no more; what is read of a backbone is then its last layer again."""
+    if isinstance(names := getattr(config, "stage_names", None), list):
+        config.stage_names = names[: 1 + config.num_hidden_layers]
+        config.set_output_features_output_indices(out_features=None, out_indices=None)
+
+
 def _narrow(config: Any) -> None:
-    """Two layers; narrow ones, where width follows from the number of heads as in most decoders."""
-    for name in _LAYERS:
-        if isinstance(getattr(config, name, None), int):
-            setattr(config, name, min(2, getattr(config, name)))
+    """Two layers (or two a stage); narrow ones, where width follows from the number of heads as in most decoders."""
+    if isinstance(depths := getattr(config, "depths", None), list | tuple):
+        # Its stages are what other configs call layers.
+        config.depths = [min(2, depth) for depth in depths]
+    elif not _is_taken_apart(config):
+        for name in _LAYERS:
+            if isinstance(getattr(config, name, None), int):
+                setattr(config, name, min(2, getattr(config, name)))
+        _forget_layers(config)
     for name in _BY_LAYER:
         if isinstance(kinds := getattr(config, name, None), list):
             setattr(config, name, kinds[:2])

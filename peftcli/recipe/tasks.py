@@ -39,6 +39,8 @@ class TaskOptions(Strict):
     """Settings outside `data` that have no meaning for it."""
     STARTER: ClassVar[str] = ""
     """The built-in recipe that `peftcli init --task` starts from."""
+    FILES: ClassVar[tuple[str, ...]] = ()
+    """What the task writes beside the adapter and its processor."""
 
 
 class CausalLMOptions(TaskOptions):
@@ -70,19 +72,49 @@ Names = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)
 class LabelOptions(TaskOptions):
     """A task with labels."""
 
+    FILES: ClassVar[tuple[str, ...]] = ("labels.json",)
     labels: Names | None = Field(
         None, description="the labels' names, in order; default: those of the training rows, sorted"
     )
 
 
-class SequenceClassificationOptions(LabelOptions):
+class ClassificationOptions(LabelOptions):
+    """A task whose rows have labels."""
+
+    problem_type: (
+        Literal["single_label_classification", "multi_label_classification", "regression"] | None
+    ) = Field(None, description="default: what the labels of the training rows are: names, lists, or numbers")
+
+
+class SequenceClassificationOptions(ClassificationOptions):
     """SEQ_CLS."""
 
     FORMATS: ClassVar[tuple[str, ...]] = ("classification",)
     STARTER: ClassVar[str] = "sequence-classification"
-    problem_type: (
-        Literal["single_label_classification", "multi_label_classification", "regression"] | None
-    ) = Field(None, description="default: what the labels of the training rows are: names, lists, or numbers")
+
+
+class ImageClassificationOptions(ClassificationOptions):
+    """IMAGE_CLS."""
+
+    FORMATS: ClassVar[tuple[str, ...]] = ("image",)
+    DATA: ClassVar[tuple[str, ...]] = ()
+    STARTER: ClassVar[str] = "image-classification"
+
+
+class SemanticSegmentationOptions(TaskOptions):
+    """SEMANTIC_SEG."""
+
+    FORMATS: ClassVar[tuple[str, ...]] = ("segmentation",)
+    DATA: ClassVar[tuple[str, ...]] = ()
+    STARTER: ClassVar[str] = "semantic-segmentation"
+    labels: Names | None = Field(
+        None,
+        description="the classes' names, in the order of their numbers; default: those of a base that segments "
+        "already, else the numbers in the training masks",
+    )
+    reduce_labels: bool = Field(
+        False, description="in masks 0 is no class, and the classes count from 1, as in ADE20K's"
+    )
 
 
 class TokenClassificationOptions(LabelOptions):
@@ -121,6 +153,7 @@ class FeatureExtractionOptions(TaskOptions):
 
     FORMATS: ClassVar[tuple[str, ...]] = ("similarity",)
     STARTER: ClassVar[str] = "feature-extraction"
+    FILES: ClassVar[tuple[str, ...]] = ("pooling.json",)
     pooling: Literal["mean", "cls", "last"] | None = Field(
         None,
         description="which of a text's tokens its embedding is: their mean, the first, the last; default: what the "
@@ -138,6 +171,28 @@ class FeatureExtractionOptions(TaskOptions):
     )
 
 
+class QuestionAnsweringOptions(TaskOptions):
+    """QUESTION_ANS."""
+
+    FORMATS: ClassVar[tuple[str, ...]] = ("qa",)
+    # A context that is longer than the limit is read in windows: no row is.
+    DATA: ClassVar[tuple[str, ...]] = ("max_length",)
+    STARTER: ClassVar[str] = "question-answering"
+    FILES: ClassVar[tuple[str, ...]] = ("answers.json",)
+    doc_stride: int | None = Field(
+        None,
+        ge=0,
+        description="how many tokens of a long context a window shares with the one before; default: 128, at most half "
+        "of what a window has for the context",
+    )
+    max_answer_length: int = Field(30, ge=1, description="of a predicted answer, in tokens")
+    handle_impossible_answer: bool | None = Field(
+        None,
+        description="whether a prediction may be that the context has no answer; default: whether a question of the "
+        "training rows has none",
+    )
+
+
 _FILE = "diffusers' file of LoRA weights has no place for it"
 
 
@@ -145,6 +200,7 @@ class TextToImageOptions(TaskOptions):
     """TEXT_TO_IMAGE; names are those of diffusers' train_dreambooth_lora.py."""
 
     FORMATS: ClassVar[tuple[str, ...]] = ("caption",)
+    FILES: ClassVar[tuple[str, ...]] = ("pytorch_lora_weights.safetensors",)
     DRAWS: ClassVar[bool] = True
     DATA: ClassVar[tuple[str, ...]] = ("overflow",)
     METHODS: ClassVar[tuple[str, ...]] = ("LORA",)
@@ -205,8 +261,14 @@ OPTIONS: dict[str, type[TaskOptions]] = {
     "TOKEN_CLS": TokenClassificationOptions,
     "SPEECH_SEQ_2_SEQ_LM": SpeechOptions,
     "FEATURE_EXTRACTION": FeatureExtractionOptions,
+    "QUESTION_ANS": QuestionAnsweringOptions,
     "TEXT_TO_IMAGE": TextToImageOptions,
+    "IMAGE_CLS": ImageClassificationOptions,
+    "SEMANTIC_SEG": SemanticSegmentationOptions,
 }
+
+# Every file that a task writes beside the adapter: it is pushed with it, and goes with the run.
+TASK_FILES = tuple(sorted({name for options in OPTIONS.values() for name in options.FILES}))
 
 
 def task_options(recipe: Recipe) -> TaskOptions:

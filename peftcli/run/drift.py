@@ -157,9 +157,12 @@ def _tokens(config: Any, generator: torch.Generator) -> Inputs:
 
 
 def _image(config: Any, generator: torch.Generator) -> Inputs:
-    size = getattr(config, "image_size", None) or 224
+    # Of models of texts and pictures, the pictures' config says it.
+    parts = [getattr(config, name, None) for name in ("vision_config", "backbone_config")]
+    seen = [each for each in (config, *parts) if each is not None]
+    size = next((each.image_size for each in seen if getattr(each, "image_size", None)), 224)
     height, width = size if isinstance(size, list | tuple) else (size, size)
-    channels = getattr(config, "num_channels", None) or 3
+    channels = next((each.num_channels for each in seen if getattr(each, "num_channels", None)), 3)
     return {"pixel_values": torch.randn(1, channels, height, width, generator=generator)}
 
 

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from peftcli import registry
 from peftcli.data.example import Row, row_length
 from peftcli.data.reading import Encoding, SourceReading
 from peftcli.data.report import SourceReport
 from peftcli.data.sources import RawRow
 from peftcli.errors import DataError, MemoryLimitError, RecipeError
+from peftcli.files import replacing_folder
 from peftcli.run.adapted import Adapted, open_adapted
+from peftcli.run.folder import open_run
 from peftcli.run.prompts import write_rows
+from peftcli.tasks.base import Task
 from peftcli.train.feed import on_device
 
 Say = Callable[[str], object]
@@ -63,12 +68,13 @@ def predict(
     Raises:
         PeftcliError: of the kind that says what went wrong.
     """
+    _check_files(folder, files)
     adapted = open_adapted(folder, say, trust_remote_code=trust_remote_code)
     if not type(adapted.task).predicts():
         raise RecipeError(
             f"this adapter's task is {adapted.task.task_type}, which generates; use `peftcli generate`"
         )
-    examples, report = _read(adapted, path)
+    examples, report = _read(adapted, path, say)
     if losses := report.losses():
         say(losses)
     if with_adapter:
@@ -76,15 +82,55 @@ def predict(
     else:
         with adapted.model.disable_adapter():
             records = _records(adapted, [row for _, rows in examples for row in rows], batch_size)
+    return _answered(adapted.task, examples, records, files)
+
+
+def _check_files(folder: Path, files: Path | None) -> None:
+    """Refuses to lose what is in the folder for an answer's files, or to have none for them.
+
+    Raises:
+        RecipeError: always then.
+    """
+    task_class: type[Task] | None = None
+    if (name := open_run(folder).task_type) in registry.TASKS:
+        task_class = registry.resolve(registry.TASKS, str(name), what="task_type")
+    if task_class is None or not task_class.answer_files:
+        return
+    what = " and ".join(task_class.answer_files)
+    if files is None:
+        raise RecipeError(
+            f"--output: each row has a {what}, a file; name a FILE.jsonl, and a folder beside it gets them"
+        )
+    if files.is_file() or (files.is_dir() and any(files.iterdir())):
+        raise RecipeError(
+            f"--output: {files} is where each row's {what} goes, and there is something; name another FILE.jsonl"
+        )
+
+
+def _answered(
+    task: Task, examples: Sequence[tuple[RawRow, list[Row]]], records: Sequence[Any], files: Path | None
+) -> list[Prediction]:
+    """Each row with its answer; files that answers name are all in their folder at the end, or none is.
+
+    Raises:
+        DataError: they cannot be written.
+    """
     predictions, at = [], 0
-    for raw, rows in examples:
-        answer = adapted.task.answer(rows, records[at : at + len(rows)], files)
-        predictions.append(Prediction(raw.columns, answer))
-        at += len(rows)
+    keys = type(task).answer_files
+    try:
+        with nullcontext() if files is None or not keys else replacing_folder(files) as folder:
+            for raw, rows in examples:
+                answer = task.answer(rows, records[at : at + len(rows)], folder)
+                for key in keys:
+                    answer[key] = f"{files.name}/{answer[key]}" if files is not None else answer[key]
+                predictions.append(Prediction(raw.columns, answer))
+                at += len(rows)
+    except OSError as error:
+        raise DataError(f"cannot be written: {error.strerror}", where=str(files)) from error
     return predictions
 
 
-def _read(adapted: Adapted, path: Path) -> tuple[list[tuple[RawRow, list[Row]]], SourceReport]:
+def _read(adapted: Adapted, path: Path, say: Say) -> tuple[list[tuple[RawRow, list[Row]]], SourceReport]:
     task, data = adapted.task, adapted.recipe.data
     # Every row gets its answer: what training would drop is cut here.
     overflow = "error" if data.overflow == "error" else "truncate"
@@ -101,7 +147,25 @@ def _read(adapted: Adapted, path: Path) -> tuple[list[tuple[RawRow, list[Row]]],
             raise DataError(
                 f"has the column {KEY!r}, which the result would overwrite; rename it", where=raw.where
             )
-    return examples, reading.report
+    return _without_bytes(examples, say), reading.report
+
+
+def _without_bytes(examples: Sequence[tuple[RawRow, list[Row]]], say: Say) -> list[tuple[RawRow, list[Row]]]:
+    """The rows as JSON can hold them: files that stand in them (Parquet's pictures and sounds) come out by name."""
+    held = 0
+    plain = []
+    for raw, rows in examples:
+        columns = {
+            name: {**value, "bytes": None}
+            if isinstance(value, dict) and isinstance(value.get("bytes"), bytes)
+            else value
+            for name, value in raw.columns.items()
+        }
+        held += columns != raw.columns
+        plain.append((replace(raw, columns=columns), rows))
+    if held:
+        say(f"{held:,} rows hold files, which come out by their names alone: JSON has no bytes")
+    return plain
 
 
 def _records(adapted: Adapted, rows: Sequence[Row], batch_size: int) -> list[Any]:

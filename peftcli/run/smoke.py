@@ -101,7 +101,7 @@ def _shrunk_base(recipe: Recipe, folder: Path, say: Say) -> Path:
         model.save_pretrained(folder)
     processor.save_pretrained(folder)
     count = sum(parameter.numel() for parameter in model.parameters())
-    say(f"smoke run: {type(model).__name__} with 2 layers and random weights, {count:,} parameters")
+    say(f"smoke run: {type(model).__name__} in small, with random weights, {count:,} parameters")
     return folder
 
 

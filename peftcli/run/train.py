@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
@@ -15,6 +16,7 @@ from accelerate.utils import set_seed
 from peftcli.data.chat import load_template
 from peftcli.errors import RecipeError
 from peftcli.files import write_text
+from peftcli.models.load import Loaded
 from peftcli.peft.model import PeftModel, get_peft_model
 from peftcli.recipe.schema import Recipe
 from peftcli.run.answers import TrainAnswer
@@ -178,20 +180,33 @@ def adapted_model(recipe: Recipe, inputs: Inputs, checkpoint: Path | None, say: 
     loaded = inputs.task.load_model(inputs.base)
     set_seed(recipe.training.seed)
     config = inputs.task.adapter_config()
-    if heads := inputs.task.heads(loaded):
-        if not hasattr(config, "modules_to_save"):
-            raise RecipeError(
-                f"adapter.peft_type: {config.peft_type} trains no head, and the base does not bring "
-                f"{', '.join(heads)}; choose another"
-            )
-        config.modules_to_save = sorted({*(config.modules_to_save or ()), *heads})
-        say(f"trained and saved whole, as the base does not bring them: {', '.join(heads)}")
+    _train_heads(config, inputs.task.heads(loaded), loaded, say)
     if unused := loaded.unused:
         say(f"not used of the base: {len(unused)} weights (first: {unused[0]})")
     config.base_model_name_or_path = recipe.base_model_id or recipe.base_model
     config.revision = recipe.revision
     find_start(loaded.model, config, recipe, inputs, checkpoint=checkpoint, say=say)
     return get_peft_model(loaded.model, config)
+
+
+def _train_heads(config: Any, heads: Sequence[str], loaded: Loaded, say: Say) -> None:
+    """Names a task's heads in the adapter's config.
+
+    Raises:
+        RecipeError: the method trains none, and the base does not bring them.
+    """
+    if not heads:
+        return
+    listed = ", ".join(heads)
+    if hasattr(config, "modules_to_save"):
+        config.modules_to_save = sorted({*(config.modules_to_save or ()), *heads})
+        new = f", with {len(loaded.new)} weights that the base does not bring" if loaded.new else ""
+        say(f"trained and saved whole: {listed}{new}")
+    elif loaded.new:
+        raise RecipeError(
+            f"adapter.peft_type: {config.peft_type} trains no head, and the base does not bring {listed}; choose "
+            "another"
+        )
 
 
 def lock_of(recipe: Recipe, inputs: Inputs) -> Lock:

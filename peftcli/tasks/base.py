@@ -205,6 +205,15 @@ class Task(ABC):
     counts_tokens: ClassVar[bool] = False
     """Whether it trains tokens of a row, which `trained_tokens` counts, or the row."""
 
+    @property
+    def counted(self) -> str:
+        """What the losses are a mean of, for a person."""
+        return "tokens" if self.counts_tokens else "rows"
+
+    def weight(self, length: float) -> float:
+        """Roughly what a row of this length counts in the mean of the losses: its tokens, or one."""
+        return length
+
     def trained_tokens(self, row: Row) -> int:
         """How many tokens of a row are trained, where the task counts them."""
         return next_tokens(row)
@@ -245,13 +254,17 @@ class Task(ABC):
         """One record a row of the batch, for `answer`."""
         raise NotImplementedError
 
+    answer_files: ClassVar[tuple[str, ...]] = ()
+    """Keys of an answer that name files, which it writes into a folder."""
+
     def answer(self, rows: Sequence[Row], records: Sequence[Any], folder: Path | None) -> dict[str, Any]:
         """What is predicted for one example, as JSON; its rows' records together.
 
         Args:
             rows: the example's.
             records: one a row.
-            folder: where files may be written that the answer names (masks), and None where there is no place.
+            folder: where files may be written that the answer names, by their names there, in `answer_files`; None
+                where it names none.
         """
         del rows, folder
         record: dict[str, Any] = records[0]

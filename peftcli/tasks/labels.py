@@ -105,9 +105,8 @@ class Labels:
         return np.where(given < 0, given, self._final[np.maximum(given, 0)])
 
     def options(self) -> dict[str, Any]:
-        """What `from_pretrained` is told."""
+        """What `from_pretrained` is told; of a number beside names Transformers warns where the base has another."""
         return {
-            "num_labels": len(self.names),
             "id2label": dict(enumerate(self.names)),
             "label2id": {name: at for at, name in enumerate(self.names)},
         }

@@ -1,28 +1,17 @@
-"""SEQ_CLS: what a text, or a pair of texts, is: one label, several, or a number.
-
-Which of the three is the recipe's `task.problem_type`, or what the training rows' labels are: a name or whole
-number is one label, a list is several, a number with a point is a regression. Shapes: B rows, C labels.
-"""
+"""SEQ_CLS: what a text, or a pair of texts, is: one label, several, or a number."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from peftcli.data.example import Example, Labelled, Row
-from peftcli.errors import DataError, RecipeError
+from peftcli.errors import DataError
 from peftcli.recipe.schema import Recipe
-from peftcli.recipe.tasks import SequenceClassificationOptions, task_options
-from peftcli.tasks.base import Batch, Evaluated, Sum, Task
-from peftcli.tasks.labels import Labels
-from peftcli.tasks.measures import has_measure, measure, missing_measures
+from peftcli.tasks.base import Batch
+from peftcli.tasks.classification import Classification
 from peftcli.tasks.text_batch import (
     added_ids,
     check_vocabulary,
@@ -33,11 +22,8 @@ from peftcli.tasks.text_batch import (
     text_inputs,
 )
 
-SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
-_KINDS = {SINGLE: "one label", MULTI: "a list of labels", REGRESSION: "a number with a point"}
 
-
-class SequenceClassification(Task):
+class SequenceClassification(Classification):
     """The task of labelling texts."""
 
     task_type: ClassVar[str] = "SEQ_CLS"
@@ -45,29 +31,7 @@ class SequenceClassification(Task):
 
     def __init__(self, recipe: Recipe, processor: Any, config: Any = None) -> None:
         super().__init__(recipe, processor, config)
-        options = task_options(recipe)
-        assert isinstance(options, SequenceClassificationOptions)
-        self.labels = Labels(options.labels)
         self._largest = -1
-        self.problem_type: str | None = None
-        if options.problem_type is not None:
-            self._decide(options.problem_type)
-
-    def _decide(self, problem_type: str) -> None:
-        """From now on it is this kind of problem.
-
-        Raises:
-            RecipeError: for what has no meaning then.
-        """
-        self.problem_type = problem_type
-        if problem_type != SINGLE and self.recipe.training.label_smoothing_factor:
-            raise RecipeError(
-                f"training.label_smoothing_factor: has no meaning for {problem_type}; leave it out"
-            )
-        if problem_type == REGRESSION and self.recipe.task.get("labels"):
-            raise RecipeError(
-                "task.labels: a regression has none (task.problem_type, or labels with a point)"
-            )
 
     @staticmethod
     def auto_class() -> Any:
@@ -78,13 +42,7 @@ class SequenceClassification(Task):
 
     def model_options(self) -> dict[str, Any]:
         """The labels, and the padding that decoders look for to find a row's last token."""
-        labels = {"num_labels": 1} if self.problem_type == REGRESSION else self.labels.options()
-        padding = {"pad_token_id": self.processor.pad_token_id}
-        return {"head": True, "problem_type": self.problem_type, **labels, **padding}
-
-    def base_options(self) -> dict[str, Any]:
-        """The number of labels."""
-        return {"num_labels": self.model_options()["num_labels"]}
+        return {**super().model_options(), "pad_token_id": self.processor.pad_token_id}
 
     # Rows.
 
@@ -97,7 +55,7 @@ class SequenceClassification(Task):
             if not len(row["input_ids"]):
                 raise DataError("text is empty: it has no token")
             if example.label is not None:
-                row["label"] = self._label(example.label)
+                row["label"] = self.numbered(example.label)
         return [[row] for row in rows]
 
     def _tokens(self, examples: Sequence[Labelled]) -> list[Row]:
@@ -112,164 +70,19 @@ class SequenceClassification(Task):
                 rows[at] = row
         return rows
 
-    def _label(self, label: Any) -> Any:
-        kind = MULTI if isinstance(label, list) else REGRESSION if isinstance(label, float) else SINGLE
-        if self.problem_type is None:
-            self._decide(kind)
-        if self.problem_type == REGRESSION:
-            return _number(label)
-        if self.problem_type == MULTI and kind == SINGLE:
-            label, kind = [label], MULTI
-        if self.problem_type != kind:
-            raise DataError(
-                f"label is {label!r}, {_KINDS[kind]}, but this is a {self.problem_type} (task.problem_type, or the "
-                "rows before); write all rows alike"
-            )
-        wanted = label if isinstance(label, list) else [label]
-        if len(set(wanted)) < len(wanted):
-            twice = next(each for each in wanted if wanted.count(each) > 1)
-            raise DataError(f"label has {twice!r} twice; name the labels that hold, not a flag for each")
-        return np.asarray([self.labels.number(each) for each in wanted], dtype=np.int32)
-
-    def settle(self) -> None:
-        """All labels of the training rows are known; those of streamed ones the recipe must name."""
-        if self.problem_type != REGRESSION:
-            self.labels.close()
-
-    def notes(self) -> list[str]:
-        """The kind of problem, and the labels."""
-        return [str(self.problem_type).replace("_", " ") + self.labels.listed()]
-
-    def remarks(self) -> list[str]:
-        """Metrics that cannot be computed."""
-        regression = self.problem_type == REGRESSION
-        return missing_measures({"scipy": "pearson"} if regression else {"sklearn": "accuracy and f1"})
-
     def cut(self, row: Row, limit: int) -> Row:
         """Cut at the end of the longer text; special tokens stay."""
         return cut_texts(row, limit, added_ids(self.processor))
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Tokens (B, T), and `labels`: (B,) numbers, (B, C) flags, or (B,) floats."""
-        batch: dict[str, Any] = dict(pad_texts(rows, self.processor.pad_token_id))
-        if "label" not in rows[0]:
-            return batch
-        if self.problem_type == REGRESSION:
-            batch["labels"] = torch.tensor([row["label"] for row in rows])
-        elif self.problem_type == MULTI:
-            batch["labels"] = torch.zeros((len(rows), len(self.labels.names)))
-            for at, row in enumerate(rows):
-                batch["labels"][at, torch.as_tensor(self.labels.numbers(row["label"]))] = 1
-        else:
-            batch["labels"] = torch.as_tensor(self.labels.numbers([row["label"][0] for row in rows]))
-        return batch
+        """Tokens (B, T), and `labels`."""
+        return {**pad_texts(rows, self.processor.pad_token_id), **self.collated_labels(rows)}
 
     def check_model(self, model: nn.Module) -> None:
         """Refuses a vocabulary that is not the tokenizer's."""
         check_vocabulary(model, self._largest)
 
-    # Training, evaluation, prediction.
-
-    def loss(self, model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0) -> Sum:
-        """The sum of the rows' losses, in float32 or better, and their number."""
-        return self._loss(_logits(model, batch), batch["labels"], label_smoothing)
-
-    def _loss(self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Sum:
-        if self.problem_type == REGRESSION:
-            total = F.mse_loss(logits.squeeze(-1), labels.to(logits), reduction="sum")
-        elif self.problem_type == MULTI:
-            losses = F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none")
-            total = losses.mean(-1).sum()
-        else:
-            total = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
-        return total, torch.full((), len(labels), device=labels.device)
-
-    def metrics(self, model: nn.Module, batch: Batch) -> Evaluated:
-        """The loss, and (predicted, true) for each row."""
-        logits = _logits(model, batch)
-        predicted = self._predicted(logits).tolist()
-        pairs = list(zip(predicted, batch["labels"].tolist(), strict=True))
-        return Evaluated({"loss": self._loss(logits, batch["labels"])}, pairs)
-
-    def _predicted(self, logits: Tensor) -> Tensor:
-        if self.problem_type == REGRESSION:
-            return logits.squeeze(-1)
-        return (logits > 0).long() if self.problem_type == MULTI else logits.argmax(-1)
-
-    def score(self, records: Sequence[Any]) -> dict[str, float]:
-        """Scikit-learn's accuracy, macro F1 and Matthews correlation, or SciPy's Pearson correlation.
-
-        Where several labels may hold, a row is accurate if all of its labels are right, and `f1_micro` is of all
-        (row, label) pairs.
-        """
-        predicted, true = (np.asarray(column) for column in zip(*records, strict=True))
-        if self.problem_type == REGRESSION:
-            return {"pearson": _pearson(predicted, true)} if has_measure("scipy") else {}
-        if not has_measure("sklearn"):
-            return {}
-        metrics = measure("sklearn.metrics")
-        scores = {"accuracy": metrics.accuracy_score(true, predicted)}
-        averages = {"f1": "macro", "f1_micro": "micro"} if self.problem_type == MULTI else {"f1": "macro"}
-        for name, average in averages.items():
-            scores[name] = metrics.f1_score(true, predicted, average=average, zero_division=0)
-        if self.problem_type == SINGLE:
-            with warnings.catch_warnings():
-                # Where all rows have one label, 0 is meant to be said; that the matrix is small need not be.
-                warnings.simplefilter("ignore", UserWarning)
-                scores["matthews_correlation"] = metrics.matthews_corrcoef(true, predicted)
-        return scores
-
-    def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
-        """`label` and its `score`; several `labels` and all `scores`; or a number as `label`."""
-        logits = _logits(model, batch)
-        if self.problem_type == REGRESSION:
-            return [{"label": value} for value in logits.squeeze(-1).tolist()]
-        names = self.labels.names
-        if self.problem_type == MULTI:
-            scores = [dict(zip(names, row, strict=True)) for row in logits.sigmoid().tolist()]
-            return [
-                {"labels": [name for name, score in row.items() if score > 0.5], "scores": row}
-                for row in scores
-            ]
-        best = logits.softmax(-1).max(-1)
-        return [
-            {"label": names[at], "score": score}
-            for at, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
-
-    # What lies beside the adapter.
-
-    def save(self, folder: Path) -> None:
-        """The tokenizer, and labels.json."""
-        super().save(folder)
-        self.labels.save(folder, problem_type=self.problem_type)
-
-    def restore(self, folder: Path) -> None:
-        """The labels and the kind of problem."""
-        self.labels, saved = Labels.load(folder)
-        self.problem_type = saved.get("problem_type")
-
-
-def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    """(B, C), in float32 or better."""
-    logits: Tensor = model(**text_inputs(batch)).logits
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _number(label: Any) -> float:
-    try:
-        value = float(label)
-    except (TypeError, ValueError):
-        raise DataError(
-            f"label is {label!r}, and no number, but this is a regression (task.problem_type, or the rows before)"
-        ) from None
-    if not np.isfinite(value):
-        raise DataError(f"label must be a finite number, not {label}")
-    return value
-
-
-def _pearson(predicted: Any, true: Any) -> float:
-    """NaN where either never changes: a correlation is not defined there."""
-    if len(true) < 2 or np.ptp(predicted) == 0 or np.ptp(true) == 0:
-        return float("nan")
-    return float(measure("scipy.stats").pearsonr(predicted, true).statistic)
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B, C)."""
+        found: Tensor = model(**text_inputs(batch)).logits
+        return found

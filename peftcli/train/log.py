@@ -39,8 +39,11 @@ class Metrics:
 class Terminal:
     """A progress bar on a terminal, plain lines elsewhere; nothing from processes that are not to speak."""
 
-    def __init__(self, console: Console, settings: Training, *, speaks: bool) -> None:
+    def __init__(
+        self, console: Console, settings: Training, *, speaks: bool, counted: str = "tokens"
+    ) -> None:
         self.console = console
+        self.counted = counted
         self._speaks = speaks
         bar = console.is_terminal if settings.disable_tqdm is None else not settings.disable_tqdm
         self._bar = Progress(
@@ -69,7 +72,7 @@ class Terminal:
         """A log line's numbers, beside the bar."""
         if self._task is not None:
             names = ("loss", "tokens_per_second", "peak_memory_bytes")
-            self._bar.update(self._task, facts=" · ".join(_shown(name, record[name]) for name in names))
+            self._bar.update(self._task, facts=" · ".join(self.shown(name, record[name]) for name in names))
 
     def say(self, text: str) -> None:
         """A line."""
@@ -78,6 +81,20 @@ class Terminal:
                 # A folder's name must not steer the terminal.
                 text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def shown(self, name: str, value: float) -> str:
+        """A number as people read it: `loss 1.2345`, `1,234 tokens/s`, `512 MiB`."""
+        if name == "tokens_per_second":
+            return f"{value:,.0f} {self.counted}/s"
+        if name == "peak_memory_bytes":
+            return f"{value / 2**20:,.0f} MiB"
+        forms = {
+            "epoch": "epoch {:.2f}",
+            "loss": "loss {:.4f}",
+            "learning_rate": "lr {:.2e}",
+            "grad_norm": "grad {:.3g}",
+        }
+        return forms.get(name, f"{name} {{:,}}").format(value)
 
     def stop(self) -> None:
         """Takes the bar away."""
@@ -97,7 +114,9 @@ class Reporter:
         self._send(record)
         self.terminal.facts(record)
         names = [name for name in record if name not in {"step", "tokens"}]
-        facts = " · ".join(_shown(name, record[name]) for name in names if record[name] is not None)
+        facts = " · ".join(
+            self.terminal.shown(name, record[name]) for name in names if record[name] is not None
+        )
         self.terminal.say(f"step {record['step']}/{total_steps} · {facts}")
 
     def evaluated(self, record: Record) -> None:
@@ -131,18 +150,3 @@ def finite(value: float) -> float | None:
 def _line(record: Record) -> str:
     values = {name: finite(value) if isinstance(value, float) else value for name, value in record.items()}
     return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _shown(name: str, value: float) -> str:
-    """A number as people read it: `loss 1.2345`, `1,234 tokens/s`, `512 MiB`."""
-    if name == "tokens_per_second":
-        return f"{value:,.0f} tokens/s"
-    if name == "peak_memory_bytes":
-        return f"{value / 2**20:,.0f} MiB"
-    forms = {
-        "epoch": "epoch {:.2f}",
-        "loss": "loss {:.4f}",
-        "learning_rate": "lr {:.2e}",
-        "grad_norm": "grad {:.3g}",
-    }
-    return forms.get(name, f"{name} {{:,}}").format(value)

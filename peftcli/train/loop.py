@@ -105,7 +105,7 @@ def _expected_tokens(job: Job) -> float:
     """Roughly the trained tokens of a step in one process."""
     lengths: list[int] = getattr(job.train_rows, "lengths", None) or [512]
     rows = job.settings.per_device_train_batch_size * job.settings.gradient_accumulation_steps
-    return rows * sum(lengths) / len(lengths)
+    return rows * job.task.weight(sum(lengths) / len(lengths))
 
 
 # Setting up.
@@ -139,7 +139,9 @@ def _set_up(job: Job, accelerator: Accelerator) -> Iterator[_Run]:
             stop=StopRequest(processes=accelerator.num_processes),
         )
         eval_loader = _eval_loader(job, accelerator, pin=pin)
-        terminal = Terminal(job.console, settings, speaks=speaks(settings, accelerator))
+        terminal = Terminal(
+            job.console, settings, speaks=speaks(settings, accelerator), counted=job.task.counted
+        )
         progress = resume(job, engine, terminal)
         if accelerator.is_main_process:
             job.output_dir.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from peftcli.adapters.engine import AdaptedModel
 from peftcli.adapters.prompted import PromptedModel
 from peftcli.errors import RecipeError, did_you_mean
 from peftcli.recipe.training import Training
+from peftcli.train.batch_norms import kept_batch_norms
 from peftcli.train.lean import lean_modules
 
 
@@ -53,6 +54,7 @@ def trained_model(model: nn.Module, accelerator: Accelerator, settings: Training
         stack.enter_context(_activation_checkpointing(base, settings, accelerator))
         stack.enter_context(_noisy_embeddings(base, settings.neftune_noise_alpha))
         stack.enter_context(_training_mode(model))
+        stack.enter_context(kept_batch_norms(model))
         if not settings.compiles:  # a compiler does such things itself
             stack.enter_context(lean_modules(base))
         distributed = _distributed(model, accelerator)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from peftcli.data.columns import label, row_format, string
-from peftcli.data.example import Label, Labelled
+from peftcli.data.columns import labels, row_format, string
+from peftcli.data.example import Labelled
 
 
 @row_format(("text", "label"), optional=("text_pair",), targets=("label",))
@@ -16,13 +16,5 @@ def classification(row: Mapping[str, Any]) -> Labelled:
     return Labelled(
         string(row["text"], "text"),
         None if pair is None else string(pair, "text_pair"),
-        _labels(row["label"]) if "label" in row else None,
+        labels(row["label"]) if "label" in row else None,
     )
-
-
-def _labels(value: Any) -> Label | list[Label] | float:
-    if isinstance(value, list):
-        return [label(each, f"label[{at}]") for at, each in enumerate(value)]
-    if isinstance(value, float):
-        return value
-    return label(value, "label")

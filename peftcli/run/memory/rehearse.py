@@ -31,7 +31,7 @@ from peftcli.run.inputs import Inputs
 from peftcli.run.memory.ledger import ACTIVATIONS, LOGITS, Ledger, sizes
 from peftcli.run.memory.quantized import stored
 from peftcli.tasks.base import Task
-from peftcli.tasks.heads import head_modules
+from peftcli.tasks.heads import head_modules, outer_weights
 from peftcli.train.feed import StreamRows
 from peftcli.train.model import trained_model
 from peftcli.train.optim import build_optimizer, stand_in
@@ -289,8 +289,7 @@ def _config(task: Task, bare: Any, options: Mapping[str, Any]) -> Any:
     """The adapter's config, as it starts without rows or weights, with the heads that the base does not bring."""
     config = task.adapter_config().plain_start()
     if options.get("head"):
-        body = f"{bare.base_model_prefix}."
-        heads = head_modules(bare, [name for name, _ in bare.named_parameters() if not name.startswith(body)])
+        heads = head_modules(bare, outer_weights(bare))
         config.modules_to_save = sorted({*(getattr(config, "modules_to_save", None) or ()), *heads})
     config.base_model_name_or_path = task.recipe.base_model
     return config
