@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -63,13 +64,14 @@ def test_no_file_of_the_package_imports_peft() -> None:
 
 def test_every_registered_name_is_there_and_every_format_and_task_file_is_registered() -> None:
     from peftcli import registry
+    from peftcli.recipe.schema import TaskName
     from peftcli.recipe.tasks import OPTIONS
 
     for table in (registry.METHODS, registry.ENGINES, registry.TASKS, registry.FORMATS):
         for name in table:
             assert registry.resolve(table, name, what="name") is not None
     assert registry.METHODS.keys() == registry.ENGINES.keys()
-    assert registry.TASKS.keys() == OPTIONS.keys()
+    assert registry.TASKS.keys() == OPTIONS.keys() == set(get_args(TaskName))
     registered = {reference.split(":")[0] for reference in registry.FORMATS.values()}
     files = {f"peftcli.data.formats.{path.stem}" for path in (ROOT / "peftcli/data/formats").glob("[!_]*.py")}
     assert files == registered

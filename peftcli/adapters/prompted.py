@@ -211,7 +211,10 @@ class PromptedModel:
     def _check_new(self, adapter_name: str, config: PeftConfig) -> None:
         check_new_name(adapter_name, self.peft_config)
         if config.task_type is None:
-            raise AdapterError(f"{config.peft_type} needs a task_type, which says where the prompt goes")
+            raise AdapterError(
+                f"{config.peft_type} needs a task_type, which says where the prompt goes; tasks of pictures and "
+                "recordings have none"
+            )
         first = next(iter(self.peft_config.values()), config)
         if first.peft_type != config.peft_type:
             raise AdapterError(

@@ -11,7 +11,6 @@ from peftcli.registry import FORMATS
 if TYPE_CHECKING:
     # They need numpy, which a report and a starter do without.
     from peftcli.data.audio import Sound
-    from peftcli.data.photo import Photo
     from peftcli.data.pictures import Picture
 
 
@@ -83,7 +82,7 @@ class Spoken:
 class Captioned:
     """A picture, and what it is made of: a prompt; None where the task has one for all."""
 
-    photo: Photo
+    image: Picture
     text: str | None
 
 

@@ -12,7 +12,7 @@ from peftcli.recipe.problems import say, settle
 from peftcli.recipe.schema import Data, Recipe
 from peftcli.recipe.source import KeyPath
 from peftcli.recipe.tasks import OPTIONS, ROWS
-from peftcli.registry import METHODS, TASKS
+from peftcli.registry import METHODS
 
 Finding = tuple[KeyPath, str]
 Rule = Callable[[Recipe], Iterator[Finding]]
@@ -28,12 +28,6 @@ def _rule(*keys: str) -> Callable[[Rule], Rule]:
         return rule
 
     return register
-
-
-@_rule("task_type")
-def _known_task(recipe: Recipe) -> Iterator[Finding]:
-    if recipe.task_type not in TASKS:
-        yield ("task_type",), f"{recipe.task_type} is not supported yet; supported: {', '.join(TASKS)}"
 
 
 @_rule("task_type", "task")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peftcli.data.photo import Photo, photo
-from peftcli.errors import DataError, RecipeError
+from peftcli.data.pictures import Picture, at_once, look_at, picture
+from peftcli.errors import RecipeError
 from peftcli.files import write_bytes
 from peftcli.recipe.tasks import TextToImageOptions
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
-def pixels(photos: Sequence[Photo], side: int) -> Tensor:
+def pixels(pictures: Sequence[Picture], side: int) -> Tensor:
     """(B, 3, S, S), from -1 to 1.
 
     Raises:
         DataError: a picture cannot be read any more.
     """
-    read = np.stack([each.square(side) for each in photos])
+    read = np.stack(at_once(partial(Picture.square, side=side), pictures))
     return torch.from_numpy(read).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -44,7 +45,7 @@ class ClassImages:
     def __init__(self, options: TextToImageOptions, seed: int) -> None:
         self._options, self._seed = options, seed
         self.folder = Path(options.class_data_dir or "").expanduser()
-        self._photos: list[Photo] = []
+        self._pictures: list[Picture] = []
 
     def note(self) -> str:
         """How many there are, and how many are to be drawn.
@@ -79,21 +80,20 @@ class ClassImages:
             raise RecipeError(
                 f"task.class_data_dir: {self.folder} cannot be written: {error.strerror or error}"
             ) from error
-        self._photos = self._read()[: self._options.num_class_images]
+        self._pictures = self._read()[: self._options.num_class_images]
 
     def drawn(self, count: int, side: int) -> Tensor:
         """(B, 3, S, S): so many of them, by PyTorch's generator, whose state a checkpoint keeps."""
-        chosen = torch.randint(len(self._photos), (count,)).tolist()
-        return pixels([self._photos[at] for at in chosen], side)
+        chosen = torch.randint(len(self._pictures), (count,)).tolist()
+        return pixels([self._pictures[at] for at in chosen], side)
 
-    def _read(self) -> list[Photo]:
+    def _read(self) -> list[Picture]:
         if not self.folder.is_dir():
             return []
         files = sorted(path for path in self.folder.iterdir() if path.suffix.lower() in _SUFFIXES)
-        try:
-            return [photo(str(path)) for path in files]
-        except DataError as error:
-            raise DataError(error.message, where="task.class_data_dir") from None
+        found = [picture(str(path), "task.class_data_dir") for path in files]
+        look_at(found)
+        return found
 
     def _missing(self) -> list[int]:
         """The numbers of pictures to draw."""
@@ -107,13 +107,13 @@ class ClassImages:
     def _draw(self, pipe: Any, side: int, numbers: Sequence[int]) -> None:
         generators = [torch.Generator().manual_seed(self._seed + number) for number in numbers]
         prompts = [self._options.class_prompt] * len(numbers)
-        pictures = pipe(prompts, height=side, width=side, generator=generators).images
-        for number, picture in zip(numbers, pictures, strict=True):
-            write_bytes(self._path(number), png(picture))
+        drawn = pipe(prompts, height=side, width=side, generator=generators).images
+        for number, image in zip(numbers, drawn, strict=True):
+            write_bytes(self._path(number), png(image))
 
 
-def png(picture: Any) -> bytes:
-    """A picture as a file."""
+def png(image: Any) -> bytes:
+    """A Pillow image as a file."""
     with io.BytesIO() as file:
-        picture.save(file, format="PNG")
+        image.save(file, format="PNG")
         return file.getvalue()

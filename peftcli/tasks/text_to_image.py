@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftcli.data.example import Captioned, Example, Limit, Row
+from peftcli.data.pictures import look_at
 from peftcli.errors import DataError, ModelError, RecipeError
 from peftcli.models.diffusion import (
     Denoiser,
@@ -179,7 +180,7 @@ class TextToImage(Task):
         return min(int(self.config.text["max_position_embeddings"]), int(self.processor.model_max_length))
 
     def encode(self, examples: Sequence[Example]) -> list[list[Row]]:
-        """One row an example: `photo`, not read yet, and `prompt` (T,), int32."""
+        """One row an example: `image`, not read yet, and `prompt` (T,), int32."""
         rows: list[Row] = []
         for example in examples:
             assert isinstance(example, Captioned)
@@ -189,7 +190,8 @@ class TextToImage(Task):
                 self._without_text += 1
             if text is None:
                 raise DataError("has no text; give it one, or set task.instance_prompt for all rows")
-            rows.append({"photo": example.photo, "prompt": self._tokens(text)})
+            rows.append({"image": example.image, "prompt": self._tokens(text)})
+        look_at([row["image"] for row in rows])
         return [[row] for row in rows]
 
     def _tokens(self, text: str) -> Any:
@@ -233,7 +235,7 @@ class TextToImage(Task):
         Raises:
             DataError: a picture cannot be read any more.
         """
-        seen = pixels([row["photo"] for row in rows], self.resolution)
+        seen = pixels([row["image"] for row in rows], self.resolution)
         ids = self._padded([row["prompt"] for row in rows])
         parts = zip(seen, ids, strict=True)
         seeds = [zlib.crc32(one.numpy().tobytes() + other.numpy().tobytes()) for one, other in parts]

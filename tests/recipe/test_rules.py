@@ -5,7 +5,7 @@ import pytest
 EVALUATED = "training.eval_strategy=epoch"
 
 REFUSED = [
-    (["task_type=QUESTION_ANS"], "task_type", "QUESTION_ANS is not supported yet; supported: CAUSAL_LM"),
+    (["task_type=CASUAL_LM"], "task_type", "did you mean 'CAUSAL_LM'?"),
     (
         ["task_type=TEXT_TO_IMAGE", "adapter={peft_type: LOHA}"],
         "adapter.peft_type",

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from peftcli.data.example import Captioned
-from peftcli.data.photo import photo
+from peftcli.data.pictures import picture
 from peftcli.data.prepare import prepare
 from peftcli.errors import DataError, ModelError, RecipeError
 from peftcli.models.load import load_config, resolve_base
@@ -37,7 +37,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     folder = tmp_path_factory.mktemp("pictures")
     for at in range(4):
         ball(3 * at).save(folder / f"{at}.png")
-    return [photo(str(folder / f"{at}.png")) for at in range(4)]
+    return [picture(str(folder / f"{at}.png"), "image") for at in range(4)]
 
 
 def batch_of(task: TextToImage, photos: list[Any], texts: list[str | None] | None = None) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def test_class_images_count_as_in_diffusers_script(base: Path, photos: list[Any]
         total, weight = task.loss(model, batch)
         torch.manual_seed(1)
         torch.randint(1, (2,))  # which class images
-        beside = batch_of(task, [photo(str(classes / "only.png"))] * 2)["pixels"]
+        beside = batch_of(task, [picture(str(classes / "only.png"), "image")] * 2)["pixels"]
         both = torch.cat([batch["pixels"], beside])
         wanted = of_the_script(base, both, [PROMPT] * 2 + ["a ball"] * 2, 0.3)
     assert (total / weight).item() == pytest.approx(wanted, rel=1e-5)
@@ -281,7 +281,7 @@ def test_class_images_that_cannot_be_are_refused_before_anything_starts(base: Pa
     (tmp_path / "class" / "broken.png").write_text("no picture")
     for name, error, words in (
         ("file", RecipeError, "is no folder"),
-        ("class", DataError, "no picture that Pillow knows"),
+        ("class", DataError, "is no picture that can be read here"),
     ):
         prior = {
             "with_prior_preservation": True,
@@ -330,7 +330,7 @@ def test_a_row_without_text_needs_the_instance_prompt(base: Path, tmp_path: Path
 def test_what_is_no_picture_is_refused_with_its_row(base: Path, tmp_path: Path) -> None:
     path = write_balls(tmp_path)
     (tmp_path / "balls" / "2.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"row 3: image: .*2.png cannot be read: no picture"):
+    with pytest.raises(DataError, match=r"row 3: image: .*2.png is no picture"):
         prepared(base, path)
     (tmp_path / "balls" / "2.png").unlink()
     with pytest.raises(DataError, match=r"row 3: image: there is no file"):
@@ -343,18 +343,20 @@ def test_a_picture_that_is_cut_off_is_refused_when_it_is_read(base: Path, tmp_pa
     (tmp_path / "torn.png").write_bytes(content[: len(content) - 40])
     task = task_of(base)
     with pytest.raises(DataError, match=r"torn.png cannot be read"):
-        batch_of(task, [photo(str(tmp_path / "torn.png"))])
+        batch_of(task, [picture(str(tmp_path / "torn.png"), "image")])
 
 
 def test_pixels_are_the_middle_of_the_picture_from_minus_one_to_one(base: Path, tmp_path: Path) -> None:
-    picture = ball(0, size=(64, 32))
-    picture.paste("blue", (0, 0, 16, 32))
-    picture.save(tmp_path / "wide.png")
-    pixels = batch_of(task_of(base), [photo(str(tmp_path / "wide.png"))])["pixels"]
+    drawn = ball(0, size=(64, 32))
+    drawn.paste("blue", (0, 0, 16, 32))
+    drawn.save(tmp_path / "wide.png")
+    pixels = batch_of(task_of(base), [picture(str(tmp_path / "wide.png"), "image")])["pixels"]
     assert pixels.shape == (1, 3, 32, 32)
-    wanted = np.asarray(picture.crop((16, 0, 48, 32)), dtype=np.float32) / 127.5 - 1
+    wanted = np.asarray(drawn.crop((16, 0, 48, 32)), dtype=np.float32) / 127.5 - 1
     assert np.allclose(pixels[0].permute(1, 2, 0), wanted)
-    small = batch_of(task_of(base, task={"resolution": 16}), [photo(str(tmp_path / "wide.png"))])["pixels"]
+    small = batch_of(task_of(base, task={"resolution": 16}), [picture(str(tmp_path / "wide.png"), "image")])[
+        "pixels"
+    ]
     assert small.shape == (1, 3, 16, 16)
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from peftcli.data.columns import row_format, string
 from peftcli.data.example import Captioned
-from peftcli.data.photo import photo
+from peftcli.data.pictures import picture
 
 
 @row_format(("image",), optional=("text",), files=("image",))
 def caption(row: Mapping[str, Any]) -> Captioned:
     """The picture and its text, where it has one."""
     text = row.get("text")
-    return Captioned(photo(row["image"]), None if text is None else string(text, "text"))
+    return Captioned(picture(row["image"], "image"), None if text is None else string(text, "text"))
