@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,8 +119,13 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Replaces `path` by a safetensors file in one step, with the metadata that Transformers and PEFT write.
+def write_tensors(path: Path, tensors: dict[str, Tensor], head: Mapping[str, str] | None = None) -> None:
+    """Replaces `path` by a safetensors file in one step.
+
+    Args:
+        path: the file.
+        tensors: by key.
+        head: metadata; by default what Transformers and PEFT write. Of several entries safetensors writes any first.
 
     Raises:
         OSError: where it cannot be written; safetensors itself has another error for a full disk.
@@ -130,7 +135,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
     with replacing(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata={"format": "pt"})
+            save_file(tensors, temporary, metadata=dict(head or {"format": "pt"}))
         except SafetensorError as error:
             # It tells the system's number at its end: "… (os error 28)".
             number = re.search(r"\(os error (\d+)\)", str(error))

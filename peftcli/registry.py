@@ -67,6 +67,8 @@ TASKS = {
     "TOKEN_CLS": "peftcli.tasks.token_cls:TokenClassification",
     "SPEECH_SEQ_2_SEQ_LM": "peftcli.tasks.speech:SpeechRecognition",
     "FEATURE_EXTRACTION": "peftcli.tasks.feature_extraction:FeatureExtraction",
+    "QUESTION_ANS": "peftcli.tasks.question_answering:QuestionAnswering",
+    "TEXT_TO_IMAGE": "peftcli.tasks.text_to_image:TextToImage",
     "IMAGE_CLS": "peftcli.tasks.image_cls:ImageClassification",
     "SEMANTIC_SEG": "peftcli.tasks.semantic_seg:SemanticSegmentation",
 }
@@ -82,6 +84,8 @@ FORMATS = {
     "tokens": "peftcli.data.formats.tokens:tokens",
     "audio": "peftcli.data.formats.audio:audio",
     "similarity": "peftcli.data.formats.similarity:similarity",
+    "qa": "peftcli.data.formats.qa:qa",
+    "caption": "peftcli.data.formats.caption:caption",
     "image": "peftcli.data.formats.image:image",
     "segmentation": "peftcli.data.formats.segmentation:segmentation",
 }

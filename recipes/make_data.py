@@ -22,6 +22,16 @@ from typing import Any
 # What stands for speech: words, and the tones in Hz that say them.
 TONES = {"do": 262, "re": 294, "mi": 330, "fa": 349, "so": 392}
 TONE_RATE = 4_000
+# What stands for photographs of one subject: a ball with a stripe, on grounds of their own.
+GROUNDS = [
+    (240, 235, 220),
+    (205, 225, 240),
+    (225, 240, 210),
+    (240, 215, 215),
+    (220, 215, 240),
+    (235, 235, 235),
+]
+BALL, STRIPE, SIDE = (200, 40, 120), (250, 210, 60), 32
 
 # What is drawn: shapes in colours of their own, on the ground; a pixel's number is its place here.
 COLOURS = {"ground": (236, 232, 220), "disc": (200, 60, 40), "square": (40, 110, 190), "cross": (60, 150, 70)}
@@ -81,6 +91,33 @@ DEVICES: dict[str, tuple[str, list[tuple[str, str]], range]] = {
         range(1, 21),
     ),
 }
+# What can be set in a room: (how a text says it, how one asks for it, the answer, its numbers).
+SETTINGS = [
+    (
+        "The heating of the {room} stands at {answer}.",
+        "How warm is the {room}?",
+        "{n} degrees",
+        range(15, 27),
+    ),
+    (
+        "The lights in the {room} are dimmed to {answer}.",
+        "How bright are the lights in the {room}?",
+        "{n} percent",
+        range(10, 100, 5),
+    ),
+    (
+        "The blinds in the {room} are lowered to {answer}.",
+        "How far down are the blinds in the {room}?",
+        "{n} percent",
+        range(10, 100, 5),
+    ),
+    (
+        "The speaker in the {room} plays at {answer}.",
+        "How loud is the music in the {room}?",
+        "volume {n}",
+        range(1, 21),
+    ),
+]
 TRAIN_ROWS, EVAL_ROWS, SEED = 280, 40, 7
 
 
@@ -173,6 +210,29 @@ def slot_sentences(part: str) -> str:
     return "\n".join(sentences)
 
 
+def setting_rows(part: str) -> list[dict[str, Any]]:
+    """Questions, and texts of ten settings of a house; in about one of seven the answer is not among them."""
+    rng = random.Random(f"{part} {SEED}")
+    return [_asked(rng) for _ in range(240 if part == "train" else EVAL_ROWS)]
+
+
+def _asked(rng: random.Random) -> dict[str, Any]:
+    places = rng.sample([(room, at) for room in ROOMS for at in range(len(SETTINGS))], 11)
+    context, answers = "", []
+    for room, at in places[:10]:
+        says, _, answer, numbers = SETTINGS[at]
+        answers.append(answer.format(n=rng.choice(numbers)))
+        context += " " * bool(context) + says.format(room=room, answer=answers[-1])
+    asked = 10 if rng.random() < 0.15 else rng.randrange(10)
+    room, at = places[asked]
+    says, question, _, _ = SETTINGS[at]
+    found: dict[str, list[Any]] = {"text": [], "answer_start": []}
+    if asked < 10:
+        stem = says.format(room=room, answer="").rstrip(".")
+        found = {"text": [answers[asked]], "answer_start": [context.index(stem) + len(stem)]}
+    return {"question": question.format(room=room), "context": context, "answers": found}
+
+
 def text_lines() -> list[str]:
     """The rule in plain sentences, one a line."""
     return [
@@ -209,6 +269,35 @@ def recording(text: str) -> bytes:
 def recordings() -> dict[str, bytes]:
     """Each sound's name and content."""
     return {row["audio"]: recording(row["text"]) for part in ("train", "eval") for row in tone_rows(part)}
+
+
+def subject_rows(part: str) -> list[dict[str, str]]:
+    """Pictures of the subject; the last ones are held out."""
+    numbers = range(len(GROUNDS))[:4] if part == "train" else range(len(GROUNDS))[4:]
+    return [{"image": f"subject/{number}.png", "text": "a drawing of sks ball"} for number in numbers]
+
+
+def portrait(number: int) -> list[list[tuple[int, int, int]]]:
+    """The colours of each pixel of a picture of the subject, row by row."""
+    middle, radius = (11 + 2 * number, 20 - 2 * (number % 3)), 9
+
+    def colour(x: int, y: int) -> tuple[int, int, int]:
+        across, down = x - middle[0], y - middle[1]
+        if across * across + down * down > radius * radius:
+            return GROUNDS[number]
+        return STRIPE if abs(down) <= 2 else BALL
+
+    return [[colour(x, y) for x in range(SIDE)] for y in range(SIDE)]
+
+
+def portraits() -> dict[str, bytes]:
+    """Each picture's name and content."""
+    made = {}
+    for number, ground in enumerate(GROUNDS):
+        palette = [ground, BALL, STRIPE]
+        pixels = [[palette.index(colour) for colour in row] for row in portrait(number)]
+        made[f"subject/{number}.png"] = png(pixels, palette)
+    return made
 
 
 def drawings(part: str) -> list[tuple[str, str, list[list[int]]]]:
@@ -282,9 +371,11 @@ def files() -> dict[str, str]:
     rows |= {f"devices-{part}.jsonl": classification_rows(part) for part in ("train", "eval")}
     rows |= {f"routes-{part}.jsonl": pair_rows(part) for part in ("train", "eval")}
     rows |= {f"tones-{part}.jsonl": tone_rows(part) for part in ("train", "eval")}
+    rows |= {f"subject-{part}.jsonl": subject_rows(part) for part in ("train", "eval")}
     rows |= {f"shapes-{part}.jsonl": shape_rows(part) for part in ("train", "eval")}
     rows |= {f"masks-{part}.jsonl": mask_rows(part) for part in ("train", "eval")}
     rows |= {f"similar-{part}.jsonl": similar_rows(part) for part in ("train", "eval")}
+    rows |= {f"settings-{part}.jsonl": setting_rows(part) for part in ("train", "eval")}
     made = {name: "".join(json.dumps(row) + "\n" for row in part) for name, part in rows.items()}
     made |= {f"slots-{part}.conll": slot_sentences(part) for part in ("train", "eval")}
     return {**made, "text.txt": "\n".join(text_lines()) + "\n"}
@@ -294,7 +385,7 @@ def main() -> None:
     """Writes the files beside this script."""
     for name, text in files().items():
         Path(__file__).with_name(name).write_text(text, encoding="utf-8")
-    for name, content in {**recordings(), **pictures()}.items():
+    for name, content in {**recordings(), **portraits(), **pictures()}.items():
         path = Path(__file__).parent / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)

@@ -142,6 +142,77 @@ def whisper(folder: Path, **settings: Any) -> None:
     WhisperProcessor(extractor, tokenizer).save_pretrained(folder)
 
 
+def clip_tokenizer() -> Any:
+    """CLIP's, of letters: one at the end of a word and one inside it, and its two special tokens."""
+    from transformers import CLIPTokenizer
+
+    letters = [chr(code) for code in range(33, 127)]
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {piece: at for at, piece in enumerate(pieces)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
+
+
+def stable_diffusion(folder: Path, *, prediction_type: str = "epsilon") -> None:
+    """Stable Diffusion in little, at random: pictures of 32 x 32 pixels, in latents of 16 x 16."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    tokenizer = clip_tokenizer()
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=32,
+    )
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            pad_token_id=tokenizer.pad_token_id,
+            **ends,
+        )
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+
+
 def tiny_vit(**settings: Any) -> Any:
     """A random ViT without a head, the same at every call, of pictures of 32 x 32 in patches of 8 x 8."""
     import torch
@@ -184,6 +255,8 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "TOKEN_CLS": bert,
     "SPEECH_SEQ_2_SEQ_LM": whisper,
     "FEATURE_EXTRACTION": bert,
+    "QUESTION_ANS": bert,
+    "TEXT_TO_IMAGE": stable_diffusion,
     "IMAGE_CLS": vit,
     "SEMANTIC_SEG": segformer,
 }

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -63,13 +64,14 @@ def test_no_file_of_the_package_imports_peft() -> None:
 
 def test_every_registered_name_is_there_and_every_format_and_task_file_is_registered() -> None:
     from peftcli import registry
+    from peftcli.recipe.schema import TaskName
     from peftcli.recipe.tasks import OPTIONS
 
     for table in (registry.METHODS, registry.ENGINES, registry.TASKS, registry.FORMATS):
         for name in table:
             assert registry.resolve(table, name, what="name") is not None
     assert registry.METHODS.keys() == registry.ENGINES.keys()
-    assert registry.TASKS.keys() == OPTIONS.keys()
+    assert registry.TASKS.keys() == OPTIONS.keys() == set(get_args(TaskName))
     registered = {reference.split(":")[0] for reference in registry.FORMATS.values()}
     files = {f"peftcli.data.formats.{path.stem}" for path in (ROOT / "peftcli/data/formats").glob("[!_]*.py")}
     assert files == registered
@@ -124,7 +126,8 @@ def test_the_recipes_rows_are_what_their_script_writes_and_held_out_commands_are
     spec.loader.exec_module(script)
     for name, text in script.files().items():
         assert (ROOT / "recipes" / name).read_text(encoding="utf-8") == text
-    for name, content in {**script.recordings(), **script.pictures()}.items():
+    drawn = {**script.portraits(), **script.pictures()}
+    for name, content in {**script.recordings(), **drawn}.items():
         assert (ROOT / "recipes" / name).read_bytes() == content
     made = script.quickstart_rows()
     assert not {row["instruction"] for row in made["train"]} & {row["instruction"] for row in made["eval"]}

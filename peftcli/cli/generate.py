@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,11 +14,31 @@ from peftcli.cli.terminal import answer, answer_json, inert_json, say
 from peftcli.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
+    from peftcli.run.folder import RunFolder
     from peftcli.run.generate import Generator
     from peftcli.run.prompts import PromptRow
 
 
+# What means something for text alone, and for pictures alone.
+_TEXT = (
+    "input",
+    "chat",
+    "raw",
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "repetition_penalty",
+    "num_beams",
+    "batch_size",
+    "trust_remote_code",
+)
+_NEEDS_INPUT = "--output needs --input, or an adapter that draws a PICTURE.png; text goes to standard output"
+_PICTURES = ("num_inference_steps", "guidance_scale", "negative_prompt")
+
+
 def generate(
+    context: typer.Context,
     *,
     adapter: Annotated[
         Path, typer.Option("--adapter", metavar="DIR", help="The adapter's folder.", show_default=False)
@@ -37,7 +57,9 @@ def generate(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", metavar="FILE.jsonl", help="Where the answered rows go; default: standard output."
+            "--output",
+            metavar="FILE",
+            help="Where answered rows go (default: standard output), or the .png file of a picture.",
         ),
     ] = None,
     chat: Annotated[
@@ -68,6 +90,18 @@ def generate(
         int | None,
         typer.Option("--num-beams", help="Write so many texts side by side, and take the likeliest."),
     ] = None,
+    num_inference_steps: Annotated[
+        int | None, typer.Option("--num-inference-steps", min=1, help="Of a picture. Default: diffusers'.")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            "--guidance-scale", help="How closely a picture follows its prompt. Default: diffusers'."
+        ),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option("--negative-prompt", metavar="TEXT", help="What is not to be in a picture.")
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Makes sampling repeatable.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows of --input at once.")] = 8,
     trust_remote_code: Annotated[
@@ -80,7 +114,7 @@ def generate(
         bool, typer.Option("--json", help="Print the result as JSON on standard output.")
     ] = False,
 ) -> None:
-    """Generate text with an adapter, streamed as it comes.
+    """Generate text with an adapter, streamed as it comes, or a picture.
 
     Prompts are written as the training rows were (chat template, system prompt: from the adapter's folder).
     Without --prompt, --input and --chat, the prompt is what stands on standard input.
@@ -94,6 +128,26 @@ def generate(
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, num_beams)
     run = open_run(adapter)
+    if _draws(run):
+        _refuse(context, _TEXT, "no meaning for an adapter that draws pictures")
+        settings = {
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "negative_prompt": negative_prompt,
+        }
+        _draw(
+            adapter,
+            prompts,
+            output,
+            with_adapter=not no_adapter,
+            seed=seed,
+            settings=settings,
+            as_json=as_json,
+        )
+        return
+    _refuse(context, _PICTURES, "a meaning for adapters that draw pictures only")
+    if output and not input:
+        raise RecipeError(_NEEDS_INPUT)
     rows = read_prompts(input, run.columns, run.format) if input else []
     from peftcli.run.generate import open_generator
 
@@ -120,6 +174,55 @@ def generate(
         _stream(generator, prompts)
 
 
+def _draws(run: RunFolder) -> bool:
+    from peftcli.recipe.tasks import OPTIONS
+
+    return run.task_type in OPTIONS and OPTIONS[run.task_type].DRAWS
+
+
+def _refuse(context: typer.Context, names: tuple[str, ...], reason: str) -> None:
+    """Refuses options of which the command line has any, by what they are called there."""
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in names and _is_given(context, parameter.name)
+    ]
+    if given:
+        has, them = ("has", "it") if len(given) == 1 else ("have", "them")
+        raise RecipeError(f"{', '.join(given)} {has} {reason}; leave {them} out")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _draw(
+    adapter: Path,
+    prompts: list[str],
+    output: Path | None,
+    *,
+    with_adapter: bool,
+    seed: int | None,
+    settings: dict[str, Any],
+    as_json: bool,
+) -> None:
+    if output is None or output.suffix.lower() != ".png":
+        raise RecipeError("this adapter draws; say where the picture goes: --output PICTURE.png")
+    if not output.parent.is_dir():
+        raise RecipeError(f"--output: there is no folder {str(output.parent)!r}; make it first")
+    if len(prompts) > 1:
+        raise RecipeError("a call draws one picture; give one --prompt")
+    from peftcli.run.draw import draw
+
+    picture = draw(
+        adapter, prompts[0], output, with_adapter=with_adapter, seed=seed, settings=settings, say=say
+    )
+    say(f"{output}: {picture.width} x {picture.height} pixels")
+    if as_json:
+        answer_json(picture.as_dict())
+
+
 def _check_usage(
     prompt: list[str] | None, rows: Path | None, output: Path | None, *, chat: bool, raw: bool, as_json: bool
 ) -> None:
@@ -127,8 +230,9 @@ def _check_usage(
     sources = [flag for flag, given in (("--prompt", prompt), ("--input", rows), ("--chat", chat)) if given]
     if len(sources) > 1:
         raise RecipeError(f"{' and '.join(sources)} do not go together; give one")
-    if output and not rows:
-        raise RecipeError("--output needs --input; other prompts are answered on standard output")
+    # What the adapter does is not known yet.
+    if output and not rows and output.suffix.lower() != ".png":
+        raise RecipeError(_NEEDS_INPUT)
     if output and rows:
         check_output(output, rows)
     if chat and (raw or as_json):

@@ -79,6 +79,14 @@ class Spoken:
 
 
 @dataclass(frozen=True, slots=True)
+class Captioned:
+    """A picture, and what it is made of: a prompt; None where the task has one for all."""
+
+    image: Picture
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Pictured:
     """A picture, and what it shows: a name, several names, or a number; None where it is to be predicted."""
 
@@ -107,6 +115,23 @@ class Similar:
     score: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A part of a context, and the character that it starts at."""
+
+    text: str
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question and the text that answers it; no answer where it does not, None where they are to be predicted."""
+
+    question: str
+    context: str
+    answers: list[Answer] | None
+
+
 Label = str | int
 Example = (
     Text
@@ -118,6 +143,8 @@ Example = (
     | Pair
     | Similar
     | Spoken
+    | Question
+    | Captioned
     | Pictured
     | Segmented
 )

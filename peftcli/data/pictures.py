@@ -1,6 +1,6 @@
 """Pictures: looked at once, when rows are read, so that a broken one is named then; read again for every batch.
 
-Shapes: H rows of W pixels.
+Shapes: H rows of W pixels; S pixels a side.
 """
 
 from __future__ import annotations
@@ -93,6 +93,15 @@ class Picture:
         """
         with self._opened() as image:
             return self._converted(_upright(image), mode)
+
+    def square(self, side: int) -> NDArray[np.uint8]:
+        """(S, S, 3), in colours: the shorter side brought to S, and the middle of the longer one.
+
+        Raises:
+            DataError: it cannot be read any more.
+        """
+        resampling = _pillow("Image").Resampling.LANCZOS
+        return np.asarray(_pillow("ImageOps").fit(self.pixels("RGB"), (side, side), resampling))
 
     def numbers(self) -> NDArray[np.integer[Any]]:
         """(H, W): of a mask what each pixel's number is; a palette's colours have no part in it.

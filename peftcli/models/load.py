@@ -22,6 +22,7 @@ from peftcli.files import is_path
 from peftcli.hub import first_line, network_errors
 from peftcli.models import gguf, package
 from peftcli.models.hub import resolve_commit
+from peftcli.models.pipeline import INDEX, kind_of
 from peftcli.models.quantize import quantization_config
 from peftcli.models.quiet import bars_on_terminals_only, no_load_report
 
@@ -107,7 +108,11 @@ def load_config(base: Base, *, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoConfig
 
-    with _one_line_errors(base, "config"):
+    if (Path(base.path) / INDEX).is_file():
+        raise ModelError(
+            f"base_model {base.name!r} is a {kind_of(Path(base.path))} of diffusers; its task_type is TEXT_TO_IMAGE"
+        )
+    with one_line_errors(base, "config"):
         return AutoConfig.from_pretrained(
             base.path,
             revision=base.revision or "main",
@@ -126,7 +131,7 @@ def load_tokenizer(base: Base, *, trust_remote_code: bool = False, say: Say = lo
 
     if (folder := Path(base.path)).is_dir() and not any(any(folder.glob(name)) for name in _TOKENIZERS):
         raise ModelError(f"{base.name!r} has no tokenizer beside the model; put its tokenizer.json there")
-    with _one_line_errors(base, "tokenizer"):
+    with one_line_errors(base, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             base.path,
             revision=base.revision or "main",
@@ -152,7 +157,7 @@ def load_processor(base: Base, processor_class: Any, *, trust_remote_code: bool 
         ModelError: the base has none that can be loaded.
         HubError: the Hub could not be reached.
     """
-    with _one_line_errors(base, "processor"):
+    with one_line_errors(base, "processor"):
         return processor_class.from_pretrained(
             base.path, revision=base.revision or "main", trust_remote_code=trust_remote_code
         )
@@ -217,7 +222,7 @@ def load_model(
         settings["ignore_mismatched_sizes"] = True
     if quantization:
         settings["quantization_config"] = quantization_config(quantization)
-    with bars_on_terminals_only(), no_load_report(), _one_line_errors(base, "model"):
+    with bars_on_terminals_only(), no_load_report(), one_line_errors(base, "model"):
         model, report = auto_class.from_pretrained(
             base.path,
             revision=base.revision or "main",
@@ -256,6 +261,9 @@ def _nearby(path: Path) -> str:
 
 def _check_folder(folder: Path, name: str) -> None:
     """Refuse a folder that is no model, saying what it is instead."""
+    if (folder / INDEX).is_file():
+        kind_of(folder)
+        return
     if not (folder / "config.json").is_file():
         held = sorted(path.name for path in folder.glob("*.gguf"))
         if (folder / "adapter_config.json").is_file():
@@ -283,14 +291,18 @@ def _check_folder(folder: Path, name: str) -> None:
 
 
 def _fingerprint(folder: Path) -> str:
-    """A hash over config.json and, of every safetensors file: name, size, header, and a sample of its bytes.
+    """A hash over the configs and, of every safetensors file: name, size, header, and a sample of its bytes.
 
     Gigabytes need not be read for it: 256 samples of 1 KiB, evenly spread, change with any training.
     """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in sorted(folder.glob("*.safetensors")):
+    is_pipeline = (folder / INDEX).is_file()
+    names = [INDEX, "*/*config.json"] if is_pipeline else ["config.json"]
+    digest = hashlib.sha256()
+    for config in (path for name in names for path in sorted(folder.glob(name))):
+        digest.update(config.read_bytes())
+    for file in sorted(folder.glob("*/*.safetensors" if is_pipeline else "*.safetensors")):
         size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
+        digest.update(f"{file.relative_to(folder).as_posix()} {size}".encode())
         with file.open("rb") as opened:
             # A safetensors file begins with the length of its header, as 8 bytes.
             length = int.from_bytes(opened.read(8), "little")
@@ -302,7 +314,7 @@ def _fingerprint(folder: Path) -> str:
 
 
 @contextmanager
-def _one_line_errors(base: Base, what: str) -> Iterator[None]:
+def one_line_errors(base: Base, what: str) -> Iterator[None]:
     """Turn what Transformers raises over a base into one line that says whose fault it is."""
     import torch
     from safetensors import SafetensorError

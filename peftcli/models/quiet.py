@@ -34,6 +34,11 @@ def no_advice_on_whisper() -> AbstractContextManager[None]:
     return _kept_back("transformers.generation.utils", "Passing `generation_config` together with")
 
 
+def no_advice_on_torchvision() -> AbstractContextManager[None]:
+    """Keeps back what Transformers says of image processors that are imported without torchvision, as here they are."""
+    return _kept_back("transformers.utils.import_utils", "requires torchvision")
+
+
 @contextmanager
 def _kept_back(source: str, text: str) -> Iterator[None]:
     logger = logging.getLogger(source)

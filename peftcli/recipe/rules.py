@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pydantic import ValidationError
-
 from peftcli.errors import did_you_mean
 from peftcli.recipe.gates import parse_gate
 from peftcli.recipe.names import (
@@ -18,17 +16,14 @@ from peftcli.recipe.names import (
     SCHEDULERS,
     TRACKERS,
 )
-from peftcli.recipe.problems import say, settle
-from peftcli.recipe.schema import Data, Recipe, Source
+from peftcli.recipe.schema import Recipe, Source
 from peftcli.recipe.source import KeyPath
-from peftcli.recipe.tasks import OPTIONS, ROWS
+from peftcli.recipe.task_rules import TASK_RULES, Finding, Rule
+from peftcli.recipe.tasks import OPTIONS
 from peftcli.recipe.training import Training
-from peftcli.registry import FORMATS, TASKS
+from peftcli.registry import FORMATS
 
-Finding = tuple[KeyPath, str]
-Rule = Callable[[Recipe], Iterator[Finding]]
-
-RULES: list[tuple[tuple[str, ...], Rule]] = []
+RULES: list[tuple[tuple[str, ...], Rule]] = [*TASK_RULES]
 
 
 def _rule(*keys: str) -> Callable[[Rule], Rule]:
@@ -52,49 +47,6 @@ def findings(recipe: Recipe, broken: set[KeyPath]) -> Iterator[Finding]:
 def _overlap(path: KeyPath, bad: KeyPath) -> bool:
     shorter = min(len(path), len(bad))
     return path[:shorter] == bad[:shorter]
-
-
-@_rule("task_type")
-def _known_task(recipe: Recipe) -> Iterator[Finding]:
-    if recipe.task_type not in TASKS:
-        yield ("task_type",), f"{recipe.task_type} is not supported yet; supported: {', '.join(TASKS)}"
-
-
-@_rule("task_type", "task")
-def _task_options(recipe: Recipe) -> Iterator[Finding]:
-    options = OPTIONS.get(recipe.task_type)
-    if options is None:
-        return
-    try:
-        options.model_validate(recipe.task)
-    except ValidationError as error:
-        for item in error.errors(include_url=False):
-            path = settle(("task", *item["loc"]), {"task": recipe.task})
-            if item["type"] == "extra_forbidden":
-                known = list(options.model_fields)
-                hint = did_you_mean(str(path[-1]), known) if known else "it has none"
-                yield path, f"is no option of {recipe.task_type}; {hint}"
-            else:
-                yield path, say([item], item["input"])
-
-
-@_rule("task_type", "data")
-def _data_of_task(recipe: Recipe) -> Iterator[Finding]:
-    options = OPTIONS.get(recipe.task_type)
-    if options is None:
-        return
-    for name, field in Data.model_fields.items():
-        if name not in {*ROWS, *options.DATA} and getattr(recipe.data, name) != field.default:
-            yield ("data", name), f"has no meaning for {recipe.task_type}; leave it out"
-
-
-@_rule("task_type", "adapter.task_type")
-def _one_task(recipe: Recipe) -> Iterator[Finding]:
-    if recipe.adapter.get("task_type", recipe.task_type) != recipe.task_type:
-        yield (
-            ("adapter", "task_type"),
-            f"is not the recipe's task_type, {recipe.task_type}; leave it out here",
-        )
 
 
 @_rule("quantization")

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from peftcli import registry
 from peftcli.errors import ModelError
-from peftcli.models.load import Base, load_config, resolve_base
+from peftcli.models.load import Base, resolve_base
 from peftcli.peft.model import PeftModel
 from peftcli.recipe.schema import Recipe, Source
 from peftcli.run.folder import RunFolder, open_run, refuse_unread_code, warn_of_another_base
@@ -93,7 +93,7 @@ def task_of(recipe: Recipe, run: RunFolder, base: Base, say: Say) -> Task:
     """
     task_class: type[Task] = registry.resolve(registry.TASKS, recipe.task_type, what="task_type")
     trusts = recipe.trust_remote_code
-    config = load_config(base, trust_remote_code=trusts)
+    config = task_class.load_config(base, trust_remote_code=trusts)
     source = Base(str(run.folder), str(run.folder), None, "") if run.has_processor else base
     task = task_class(recipe, task_class.load_processor(source, trust_remote_code=trusts, say=say), config)
     task.restore(run.folder)

@@ -283,12 +283,22 @@ class CompletionsAnswer(RowsAnswer):
     cut: int
 
 
+class PictureAnswer(TypedDict):
+    """`generate --output` of an adapter that draws."""
+
+    output: str
+    prompt: str
+    seed: int
+    width: int
+    height: int
+
+
 ANSWERS: dict[str, Any] = {
     "check": CheckAnswer | LintAnswer,
     "train": TrainAnswer | SmokeAnswer,
     "eval": EvalAnswer,
     "predict": list[PredictionAnswer] | RowsAnswer,
-    "generate": list[CompletionAnswer] | CompletionsAnswer,
+    "generate": list[CompletionAnswer] | CompletionsAnswer | PictureAnswer,
     "merge": MergeAnswer,
     "push": PushAnswer,
     "inspect": InspectAnswer | DifferenceAnswer,

@@ -11,15 +11,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from peftcli import registry
 from peftcli.adapters.config import PREFIX, PeftConfig, TaskType
 from peftcli.errors import ModelError
 from peftcli.models.load import Base, Loaded, load_config, load_model
 from peftcli.peft.auto import AutoPeftModel, resize_embeddings
 from peftcli.peft.model import BY_TASK
+from peftcli.recipe.schema import Recipe
 from peftcli.run.adapted import recipe_of, task_of
 from peftcli.run.adapter import read_adapter
 from peftcli.run.folder import RunFolder
 from peftcli.run.lock import Lock, read_lock
+from peftcli.tasks.base import Task
 
 Say = Callable[[str], object]
 
@@ -49,6 +52,9 @@ def bare_base(run: RunFolder, base: Base, config: PeftConfig, say: Say) -> BareB
         ModelError: the base is stored quantized, or nothing says what it is to be loaded as.
         HubError: the base is on the Hub, which could not be reached.
     """
+    lock = read_lock(run.folder)
+    if lock is not None:
+        _require_mergeable(recipe_of(run.folder, lock, run))
     settings = load_config(base, trust_remote_code=run.trust_remote_code)
     if stored := getattr(settings, "quantization_config", None):
         method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
@@ -61,8 +67,13 @@ def bare_base(run: RunFolder, base: Base, config: PeftConfig, say: Say) -> BareB
             "the adapter was trained on the base quantized; it is merged into the base as it was before, "
             "whose outputs differ a little"
         )
-    lock = read_lock(run.folder)
     return _of_config(run, base, config, settings) if lock is None else _of_lock(run, base, lock, say)
+
+
+def _require_mergeable(recipe: Recipe) -> None:
+    task_class: type[Task] = registry.resolve(registry.TASKS, recipe.task_type, what="task_type")
+    if task_class.unmergeable:
+        raise ModelError(f"an adapter for {recipe.task_type} is not merged; {task_class.unmergeable}")
 
 
 def _of_lock(run: RunFolder, base: Base, lock: Lock, say: Say) -> BareBase:

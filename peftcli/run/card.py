@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ class CardFacts:
         steps: optimizer steps made.
         seconds: of training.
         pipeline_tag: the Hub's name for what the model does.
-        auto_class: the Transformers class that loads the base.
         usage: the command that uses the adapter.
-        base_options: what the base's class is told so that the adapter fits it.
+        python: the Python that does.
+        library: what the adapter is read with.
     """
 
     base_id: str
@@ -39,20 +39,21 @@ class CardFacts:
     steps: int
     seconds: float
     pipeline_tag: str | None
-    auto_class: str
     usage: str
-    base_options: Mapping[str, Any] = field(default_factory=dict)
+    python: str
+    library: str
 
 
-def _front_matter(recipe: Recipe, base_id: str, pipeline_tag: str | None) -> str:
+def _front_matter(recipe: Recipe, facts: CardFacts) -> str:
+    base_id = facts.base_id
     method = str(recipe.adapter["peft_type"]).lower()
     fields: dict[str, Any] = {
-        "library_name": "peft",
+        "library_name": facts.library,
         "base_model": base_id,
-        "tags": ["peft", method, "peftcli", f"base_model:adapter:{base_id}"],
+        "tags": [facts.library, method, "peftcli", f"base_model:adapter:{base_id}"],
     }
-    if pipeline_tag is not None:
-        fields["pipeline_tag"] = pipeline_tag
+    if facts.pipeline_tag is not None:
+        fields["pipeline_tag"] = facts.pipeline_tag
     return "---\n" + yaml.safe_dump(fields, sort_keys=False, allow_unicode=True) + "---\n"
 
 
@@ -62,18 +63,13 @@ def _table(metrics: Mapping[str, float]) -> str:
 
 
 def _usage(facts: CardFacts) -> str:
-    options = "".join(f", {name}={value!r}" for name, value in facts.base_options.items())
     return f"""\
 ```sh
 {facts.usage}
 ```
 
 ```python
-from peft import PeftModel
-from transformers import {facts.auto_class}
-
-base = {facts.auto_class}.from_pretrained({facts.base_id!r}{options})
-model = PeftModel.from_pretrained(base, ".")
+{facts.python}
 ```"""
 
 
@@ -88,7 +84,7 @@ def model_card(recipe: Recipe, facts: CardFacts) -> str:
     )
     written = recipe.model_dump(mode="json", exclude_unset=True)
     parts = [
-        _front_matter(recipe, facts.base_id, facts.pipeline_tag),
+        _front_matter(recipe, facts),
         f"# {title}\n",
         summary + "\n",
         "## Results\n",

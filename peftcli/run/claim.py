@@ -14,6 +14,7 @@ from pathlib import Path
 from peftcli.errors import RecipeError
 from peftcli.files import clear_unfinished
 from peftcli.recipe.schema import Recipe
+from peftcli.recipe.tasks import TASK_FILES
 from peftcli.run.lock import LOCK_NAME, Lock, write_lock
 from peftcli.train.state import checkpoints, find_checkpoint
 
@@ -26,7 +27,7 @@ MARKS = ("adapter_config.json", LOCK_NAME, METRICS, "checkpoint-*")
 LEFT = (
     *MARKS,
     "adapter_model.safetensors",
-    "labels.json",
+    *TASK_FILES,
     "report.html",
     CARD,
     CURVES,

@@ -8,7 +8,7 @@ from typing import Any
 
 from peftcli import registry
 from peftcli.data.prepare import Prepared, prepare
-from peftcli.models.load import Base, load_config, resolve_base
+from peftcli.models.load import Base, resolve_base
 from peftcli.recipe.schema import Recipe
 from peftcli.tasks.base import Task
 
@@ -35,7 +35,7 @@ def read_inputs(recipe: Recipe, *, say: Say) -> Inputs:
     """
     task_class: type[Task] = registry.resolve(registry.TASKS, recipe.task_type, what="task_type")
     base = resolve_base(recipe.base_model, recipe.revision, say=say)
-    config = load_config(base, trust_remote_code=recipe.trust_remote_code)
+    config = task_class.load_config(base, trust_remote_code=recipe.trust_remote_code)
     processor = task_class.load_processor(base, trust_remote_code=recipe.trust_remote_code, say=say)
     task = task_class(recipe, processor, config)
     prepared = prepare(

@@ -17,6 +17,7 @@ from peftcli.adapters.config import CONFIG_NAME, WEIGHTS_NAME
 from peftcli.errors import AdapterError
 from peftcli.hub import check_name
 from peftcli.hub import upload as upload_files
+from peftcli.recipe.tasks import TASK_FILES
 from peftcli.run.answers import FileAnswer, PushAnswer
 from peftcli.run.folder import open_run
 from peftcli.run.lock import LOCK_NAME
@@ -33,6 +34,8 @@ UPLOADED = (
     "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
     # What prepares images and sound.
     "preprocessor_config.json", "processor_config.json",
+    # What the task must know again: its labels, say.
+    *TASK_FILES,
 )  # fmt: skip
 
 Say = Callable[[str], object]

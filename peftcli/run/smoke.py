@@ -20,7 +20,7 @@ from accelerate.utils import set_seed
 from peftcli import registry
 from peftcli.data.store import Picked
 from peftcli.errors import ModelError
-from peftcli.models.load import load_config, load_generation, resolve_base
+from peftcli.models.load import load_generation, resolve_base
 from peftcli.models.quiet import bars_on_terminals_only
 from peftcli.models.shrink import shrink
 from peftcli.recipe.schema import Recipe
@@ -87,12 +87,12 @@ def _shrunk_base(recipe: Recipe, folder: Path, say: Say) -> Path:
     base = resolve_base(recipe.base_model, recipe.revision, say=say)
     task_class: type[Task] = registry.resolve(registry.TASKS, recipe.task_type, what="task_type")
     trusts = recipe.trust_remote_code
-    config = load_config(base, trust_remote_code=trusts)
+    config = task_class.load_config(base, trust_remote_code=trusts)
     processor = task_class.load_processor(base, trust_remote_code=trusts, say=say)
     shrink(config)
     set_seed(recipe.training.seed)
     try:
-        model = task_class.auto_class().from_config(config, trust_remote_code=trusts)
+        model = task_class.from_config(config, trust_remote_code=trusts)
     except (ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise ModelError(f"--smoke: {base.name!r} cannot be built in small: {error}") from error
     if model.can_generate() and (generation := load_generation(base)) is not None:

@@ -18,7 +18,6 @@ from peftcli.errors import RecipeError
 from peftcli.files import write_text
 from peftcli.models.load import Loaded
 from peftcli.peft.model import PeftModel, get_peft_model
-from peftcli.recipe.adapter import adapter_config
 from peftcli.recipe.schema import Recipe
 from peftcli.run.answers import TrainAnswer
 from peftcli.run.card import CardFacts, write_card
@@ -180,7 +179,7 @@ def adapted_model(recipe: Recipe, inputs: Inputs, checkpoint: Path | None, say: 
     set_seed(recipe.training.seed)
     loaded = inputs.task.load_model(inputs.base)
     set_seed(recipe.training.seed)
-    config = adapter_config(recipe)
+    config = inputs.task.adapter_config()
     _train_heads(config, inputs.task.heads(loaded), loaded, say)
     if unused := loaded.unused:
         say(f"not used of the base: {len(unused)} weights (first: {unused[0]})")
@@ -244,8 +243,8 @@ def _write_reports(
         steps=outcome.global_step,
         seconds=outcome.seconds,
         pipeline_tag=inputs.task.pipeline_tag,
-        auto_class=inputs.task.auto_class().__name__,
         usage=inputs.task.usage,
-        base_options=inputs.task.base_options(),
+        python=inputs.task.python_usage(recipe.base_model_id or recipe.base_model),
+        library=inputs.task.library,
     )
     write_card(folder, recipe, facts)

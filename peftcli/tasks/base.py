@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from peftcli.data.example import Encoder, Example, Limit, Row, Tally, cut_tokens
 from peftcli.data.overflow import effective_limit, next_tokens
-from peftcli.models.load import Base, Loaded, load_model, load_tokenizer
+from peftcli.models.load import Base, Loaded, load_config, load_model, load_tokenizer
+from peftcli.recipe.adapter import adapter_config
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.tasks import OPTIONS
 from peftcli.tasks.heads import head_modules
@@ -59,6 +60,10 @@ class Task(ABC):
     """The Hub's name for what the model does, for the model card."""
     usage: ClassVar[str] = "peftcli predict --adapter . --input rows.jsonl --output predictions.jsonl"
     """The command that uses an adapter, for the model card."""
+    library: ClassVar[str] = "peft"
+    """The library that an adapter is read with, for the model card."""
+    unmergeable: ClassVar[str] = ""
+    """What to do instead, where `peftcli merge` writes no model of the task."""
 
     def __init__(self, recipe: Recipe, processor: Any, config: Any) -> None:
         self.recipe = recipe
@@ -77,6 +82,16 @@ class Task(ABC):
     @abstractmethod
     def auto_class() -> Any:
         """The Transformers AutoModel class that loads the base."""
+
+    @staticmethod
+    def load_config(base: Base, *, trust_remote_code: bool = False) -> Any:
+        """What the base's config says of it; no weights are read."""
+        return load_config(base, trust_remote_code=trust_remote_code)
+
+    @classmethod
+    def from_config(cls, config: Any, **options: Any) -> Any:
+        """A base as a config says it, its weights at random, for what must only be tried."""
+        return cls.auto_class().from_config(config, **options)
 
     @staticmethod
     def load_processor(base: Base, *, trust_remote_code: bool = False, say: Say) -> Any:
@@ -106,6 +121,10 @@ class Task(ABC):
     def heads(self, loaded: Loaded) -> list[str]:
         """The modules that are trained and saved whole: those whose weights the base does not bring."""
         return head_modules(loaded.model, loaded.new)
+
+    def adapter_config(self) -> Any:
+        """The method's config that the recipe's `adapter` section describes."""
+        return adapter_config(self.recipe)
 
     def check_model(self, model: nn.Module) -> None:  # noqa: B027  (most tasks have nothing to refuse)
         """Refuse a model that cannot do what the recipe's data settings ask.
@@ -274,6 +293,21 @@ class Task(ABC):
         """
         del model, tokenizer, options
         return {}
+
+    def draw(self, model: nn.Module, prompt: str, *, seed: int, **settings: Any) -> Any:
+        """A picture of what a prompt says, by a task whose options say that it draws."""
+        raise NotImplementedError
+
+    def python_usage(self, base_id: str) -> str:
+        """The Python that puts the adapter in its folder on its base, for the model card."""
+        kind = self.auto_class().__name__
+        options = "".join(f", {name}={value!r}" for name, value in self.base_options().items())
+        return (
+            "from peft import PeftModel\n"
+            f"from transformers import {kind}\n\n"
+            f"base = {kind}.from_pretrained({base_id!r}{options})\n"
+            'model = PeftModel.from_pretrained(base, ".")'
+        )
 
     # What lies beside the adapter.
 

@@ -11,6 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from peftcli.peft.head_labels import LABELS_NAME
+from peftcli.recipe.tasks import TASK_FILES
+from peftcli.run.claim import clear
+from peftcli.tasks.feature_extraction import _FILE as POOLING_NAME
+from peftcli.tasks.question_answering import _FILE as ANSWERS_NAME
 from tests.hub_server import READER, TOKEN, HubServer
 
 BIG = bytes(range(256)) * 64
@@ -102,6 +107,16 @@ def test_what_was_pushed_comes_back_byte_for_byte_and_nothing_else_went_up(
             "tester/roundtrip", name, endpoint=hub.url, cache_dir=tmp_path / "cache", token=TOKEN
         )
         assert Path(path).read_bytes() == (run_folder / name).read_bytes()
+
+
+def test_what_a_task_must_know_again_goes_up_too_and_a_new_run_takes_it_away(run_folder: Path) -> None:
+    assert {LABELS_NAME, POOLING_NAME, ANSWERS_NAME} <= set(TASK_FILES)
+    for name in TASK_FILES:
+        (run_folder / name).write_text("{}")
+    listed = json.loads(push(run_folder.parent, run_folder, "tester/labels", "--dry-run", "--json").stdout)
+    assert {file["path"] for file in listed["files"]} == UPLOADED | {*TASK_FILES}
+    clear(run_folder)
+    assert not {path.name for path in run_folder.iterdir()} & {*TASK_FILES}
 
 
 def test_weights_go_up_as_large_files_and_the_rest_within_the_commit(

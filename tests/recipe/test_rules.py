@@ -5,7 +5,37 @@ import pytest
 EVALUATED = "training.eval_strategy=epoch"
 
 REFUSED = [
-    (["task_type=TEXT_TO_IMAGE"], "task_type", "TEXT_TO_IMAGE is not supported yet; supported: CAUSAL_LM"),
+    (["task_type=CASUAL_LM"], "task_type", "did you mean 'CAUSAL_LM'?"),
+    (
+        ["task_type=TEXT_TO_IMAGE", "adapter={peft_type: LOHA}"],
+        "adapter.peft_type",
+        "TEXT_TO_IMAGE cannot be trained with LOHA; choose LORA",
+    ),
+    (
+        ["task_type=TEXT_TO_IMAGE", "adapter.use_dora=true"],
+        "adapter.use_dora",
+        "is not for TEXT_TO_IMAGE: diffusers' file of LoRA weights has no place for it",
+    ),
+    (
+        ["task_type=TEXT_TO_IMAGE", "quantization.load_in_4bit=true"],
+        "quantization",
+        "has no meaning for TEXT_TO_IMAGE",
+    ),
+    (
+        ["task_type=TEXT_TO_IMAGE", "training.neftune_noise_alpha=5"],
+        "training.neftune_noise_alpha",
+        "has no meaning for TEXT_TO_IMAGE",
+    ),
+    (
+        ["task_type=TEXT_TO_IMAGE", "task.with_prior_preservation=true", "task.class_prompt=a dog"],
+        "task.with_prior_preservation",
+        "needs class_data_dir",
+    ),
+    (
+        ["task_type=TEXT_TO_IMAGE", "task.num_class_images=7"],
+        "task.num_class_images",
+        "does nothing without with_prior_preservation: true",
+    ),
     (
         ["task_type=SEQ_CLS", "task.lables=[a, b]"],
         "task.lables",

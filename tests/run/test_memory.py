@@ -156,9 +156,11 @@ def test_the_total_is_within_a_quarter_of_what_the_run_takes(name: str, tmp_path
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 BASES = {"moe-experts": "tiny_experts"}
+# A pipeline of several models has no plan, and says so: tests/run/test_text_to_image_runs.py.
+PLANNED = [path for path in RECIPES if path.stem != "text-to-image"]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+@pytest.mark.parametrize("path", PLANNED, ids=[path.stem for path in PLANNED])
 def test_every_recipe_of_every_method_and_task_has_a_plan(
     path: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

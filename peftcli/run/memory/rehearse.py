@@ -23,10 +23,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from peftcli.data.example import row_length
 from peftcli.errors import AdapterError, ModelError
 from peftcli.hub import first_line
-from peftcli.models.load import load_config
 from peftcli.models.shrink import shrink
 from peftcli.peft.model import get_peft_model
-from peftcli.recipe.adapter import adapter_config
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.training import Training
 from peftcli.run.inputs import Inputs
@@ -114,7 +112,7 @@ class Rehearsal:
         self._ledger.hold(weights, BASE)
         self._saved, self._unpacked = stored(bare, self._recipe.quantization)
         with self._mode, self.device:
-            self.model = get_peft_model(bare, _config(self._recipe, bare, self._options))
+            self.model = get_peft_model(bare, _config(self._inputs.task, bare, self._options))
         self._ledger.hold(
             [tensor for tensor in _tensors(self.model) if not any(tensor is each for each in weights)],
             ADAPTER,
@@ -238,24 +236,24 @@ def _telling(name: str) -> Iterator[None]:
 def _on_meta(recipe: Recipe, inputs: Inputs) -> tuple[Any, torch.dtype]:
     """The base as the task needs it, its weights on the meta device; and the type that they are stored in."""
     task, trusts = inputs.task, recipe.trust_remote_code
-    config = load_config(inputs.base, trust_remote_code=trusts)
+    config = task.load_config(inputs.base, trust_remote_code=trusts)
     for name, value in task.model_options().items():
         setattr(config, name, value)
-    in_file = config.dtype or torch.float32
+    in_file = getattr(config, "dtype", None) or torch.float32
     dtype = in_file if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     options = {"attn_implementation": recipe.attn_implementation} if recipe.attn_implementation else {}
     with torch.device("meta"):
-        model = task.auto_class().from_config(config, dtype=dtype, trust_remote_code=trusts, **options)
+        model = task.from_config(config, dtype=dtype, trust_remote_code=trusts, **options)
     return model.eval(), in_file
 
 
 def _in_small(recipe: Recipe, inputs: Inputs) -> Any:
     """A base of the same kind with few weights, at random."""
-    config = load_config(inputs.base, trust_remote_code=recipe.trust_remote_code)
+    config = inputs.task.load_config(inputs.base, trust_remote_code=recipe.trust_remote_code)
     shrink(config)
     options = {"attn_implementation": recipe.attn_implementation} if recipe.attn_implementation else {}
     with torch.random.fork_rng(devices=[]):
-        small = inputs.task.auto_class().from_config(
+        small = inputs.task.from_config(
             config, dtype=torch.float32, trust_remote_code=recipe.trust_remote_code, **options
         )
     return small.eval()
@@ -287,13 +285,13 @@ def _tensors(model: nn.Module) -> Sequence[Tensor]:
     return [*model.parameters(), *model.buffers()]
 
 
-def _config(recipe: Recipe, bare: Any, options: Mapping[str, Any]) -> Any:
+def _config(task: Task, bare: Any, options: Mapping[str, Any]) -> Any:
     """The adapter's config, as it starts without rows or weights, with the heads that the base does not bring."""
-    config = adapter_config(recipe).plain_start()
+    config = task.adapter_config().plain_start()
     if options.get("head"):
         heads = head_modules(bare, outer_weights(bare))
         config.modules_to_save = sorted({*(getattr(config, "modules_to_save", None) or ()), *heads})
-    config.base_model_name_or_path = recipe.base_model
+    config.base_model_name_or_path = task.recipe.base_model
     return config
 
 

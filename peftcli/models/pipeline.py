@@ -1,0 +1,26 @@
+"""What tells a folder of a diffusers pipeline from that of a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from peftcli.errors import ModelError
+
+INDEX = "model_index.json"
+
+
+def kind_of(folder: Path) -> str:
+    """The class of the pipeline in a folder, as its index says it.
+
+    Raises:
+        ModelError: the index cannot be read, or says no class.
+    """
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"cannot be read as JSON: {error}", where=str(folder / INDEX)) from error
+    kind = index.get("_class_name") if isinstance(index, dict) else None
+    if not isinstance(kind, str):
+        raise ModelError("says no _class_name: it is no index of a pipeline", where=str(folder / INDEX))
+    return kind
