@@ -30,6 +30,7 @@ class NextToken(Task):
     """A causal language task in its simplest form, over rows of `input_ids` and `labels`."""
 
     task_type = "CAUSAL_LM"
+    counts_tokens = True
 
     def __init__(self, recipe: Any = None, processor: Any = None, config: Any = None) -> None:
         super().__init__(recipe, processor, config)
