@@ -8,7 +8,6 @@ latents, T tokens, H the text encoder's width.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,9 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.errors import ModelError, RecipeError
-from peftcli.hub import first_line
 from peftcli.models.load import Base, one_line_errors
-from peftcli.models.pipeline import INDEX, kind_of
+from peftcli.models.pipeline import INDEX, kind_of, read_json
 from peftcli.models.quiet import bars_on_terminals_only, no_advice_on_torchvision, no_load_report
 
 KIND = "StableDiffusionPipeline"
@@ -219,10 +217,7 @@ def _folder(base: Base, names: Iterable[str]) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"cannot be read as JSON: {first_line(error)}", where=str(path)) from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ModelError("does not hold a config", where=str(path))
     return content

@@ -11,14 +11,13 @@ import torch
 from accelerate.utils import set_seed
 from pydantic import ValidationError
 
-from peftcli import registry
 from peftcli.errors import ModelError
 from peftcli.models.load import Base, resolve_base
 from peftcli.peft.model import PeftModel
 from peftcli.recipe.schema import Recipe, Source
 from peftcli.run.folder import RunFolder, open_run, refuse_unread_code, warn_of_another_base
 from peftcli.run.lock import LOCK_NAME, Lock, read_lock
-from peftcli.tasks.base import Task
+from peftcli.tasks.base import Task, task_named
 
 Say = Callable[[str], object]
 
@@ -91,7 +90,7 @@ def task_of(recipe: Recipe, run: RunFolder, base: Base, say: Say) -> Task:
         ModelError: a file is missing or broken.
         HubError: the base is on the Hub, which could not be reached.
     """
-    task_class: type[Task] = registry.resolve(registry.TASKS, recipe.task_type, what="task_type")
+    task_class = task_named(recipe.task_type)
     trusts = recipe.trust_remote_code
     config = task_class.load_config(base, trust_remote_code=trusts)
     source = Base(str(run.folder), str(run.folder), None, "") if run.has_processor else base

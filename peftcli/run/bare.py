@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from peftcli import registry
 from peftcli.adapters.config import PREFIX, PeftConfig, TaskType
 from peftcli.errors import ModelError
 from peftcli.models.load import Base, Loaded, load_config, load_model
@@ -22,7 +21,7 @@ from peftcli.run.adapted import recipe_of, task_of
 from peftcli.run.adapter import read_adapter
 from peftcli.run.folder import RunFolder
 from peftcli.run.lock import Lock, read_lock
-from peftcli.tasks.base import Task
+from peftcli.tasks.base import task_named
 
 Say = Callable[[str], object]
 
@@ -71,7 +70,7 @@ def bare_base(run: RunFolder, base: Base, config: PeftConfig, say: Say) -> BareB
 
 
 def _require_mergeable(recipe: Recipe) -> None:
-    task_class: type[Task] = registry.resolve(registry.TASKS, recipe.task_type, what="task_type")
+    task_class = task_named(recipe.task_type)
     if task_class.unmergeable:
         raise ModelError(f"an adapter for {recipe.task_type} is not merged; {task_class.unmergeable}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,11 +70,8 @@ def draw(
         say(f"seed {seed}")
     given = {name: value for name, value in settings.items() if value is not None}
     try:
-        if with_adapter:
+        with nullcontext() if with_adapter else adapted.model.disable_adapter():
             picture = adapted.task.draw(adapted.model, prompt, seed=seed, **given)
-        else:
-            with adapted.model.disable_adapter():
-                picture = adapted.task.draw(adapted.model, prompt, seed=seed, **given)
     except torch.OutOfMemoryError as error:
         raise MemoryLimitError("drawing ran out of memory; train with a smaller task.resolution") from error
     try:

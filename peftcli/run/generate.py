@@ -23,7 +23,7 @@ from peftcli.run.answers import CompletionAnswer
 from peftcli.run.folder import RunFolder, open_run, refuse_unread_code, warn_of_another_base
 from peftcli.run.sampling import Sampling
 from peftcli.run.stream import Stream, whole_characters
-from peftcli.tasks.base import Task
+from peftcli.tasks.base import Task, task_named
 from peftcli.tasks.generation import context_length, end_tokens
 
 Say = Callable[[str], object]
@@ -208,7 +208,7 @@ def _task(run: RunFolder, config: Any) -> type[Task]:
         ModelError: it does not write text.
     """
     names = registry.TASKS if run.task_type is None else [run.task_type]
-    tasks = (registry.resolve(registry.TASKS, name, what="task_type") for name in names)
+    tasks = (task_named(name) for name in names)
     found: type[Task] | None = next((task for task in tasks if task.generates(config)), None)
     if found is None:
         raise ModelError(

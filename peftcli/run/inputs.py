@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from peftcli import registry
 from peftcli.data.prepare import Prepared, prepare
 from peftcli.models.load import Base, resolve_base
 from peftcli.recipe.schema import Recipe
-from peftcli.tasks.base import Task
+from peftcli.tasks.base import Task, task_named
 
 Say = Callable[[str], object]
 
@@ -33,7 +32,7 @@ def read_inputs(recipe: Recipe, *, say: Say) -> Inputs:
         DataError: rows cannot be read, encoded or trained on.
         HubError: the Hub could not be reached.
     """
-    task_class: type[Task] = registry.resolve(registry.TASKS, recipe.task_type, what="task_type")
+    task_class = task_named(recipe.task_type)
     base = resolve_base(recipe.base_model, recipe.revision, say=say)
     config = task_class.load_config(base, trust_remote_code=recipe.trust_remote_code)
     processor = task_class.load_processor(base, trust_remote_code=recipe.trust_remote_code, say=say)

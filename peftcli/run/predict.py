@@ -25,7 +25,7 @@ from peftcli.files import replacing_folder
 from peftcli.run.adapted import Adapted, open_adapted
 from peftcli.run.folder import open_run
 from peftcli.run.prompts import write_rows
-from peftcli.tasks.base import Task
+from peftcli.tasks.base import Task, task_named
 from peftcli.train.feed import on_device
 
 Say = Callable[[str], object]
@@ -77,11 +77,8 @@ def predict(
     examples, report = _read(adapted, path, say)
     if losses := report.losses():
         say(losses)
-    if with_adapter:
+    with nullcontext() if with_adapter else adapted.model.disable_adapter():
         records = _records(adapted, [row for _, rows in examples for row in rows], batch_size)
-    else:
-        with adapted.model.disable_adapter():
-            records = _records(adapted, [row for _, rows in examples for row in rows], batch_size)
     return _answered(adapted.task, examples, records, files)
 
 
@@ -91,12 +88,11 @@ def _check_files(folder: Path, files: Path | None) -> None:
     Raises:
         RecipeError: always then.
     """
-    task_class: type[Task] | None = None
-    if (name := open_run(folder).task_type) in registry.TASKS:
-        task_class = registry.resolve(registry.TASKS, str(name), what="task_type")
-    if task_class is None or not task_class.answer_files:
+    name = open_run(folder).task_type
+    keys = task_named(name).answer_files if name in registry.TASKS else ()
+    if not keys:
         return
-    what = " and ".join(task_class.answer_files)
+    what = " and ".join(keys)
     if files is None:
         raise RecipeError(
             f"--output: each row has a {what}, a file; name a FILE.jsonl, and a folder beside it gets them"

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 
-from peftcli import registry
 from peftcli.data.store import Picked
 from peftcli.errors import ModelError
 from peftcli.models.load import load_generation, resolve_base
@@ -28,7 +27,7 @@ from peftcli.run.adapted import Adapted, open_adapted
 from peftcli.run.answers import SmokeAnswer
 from peftcli.run.inputs import Inputs, Say
 from peftcli.run.train import train
-from peftcli.tasks.base import Task
+from peftcli.tasks.base import task_named
 from peftcli.train.feed import on_device
 
 STEPS = 3
@@ -85,7 +84,7 @@ def smoke(recipe: Recipe, say: Say) -> Smoked:
 def _shrunk_base(recipe: Recipe, folder: Path, say: Say) -> Path:
     """A folder with the base's architecture in small, at random, and its processor."""
     base = resolve_base(recipe.base_model, recipe.revision, say=say)
-    task_class: type[Task] = registry.resolve(registry.TASKS, recipe.task_type, what="task_type")
+    task_class = task_named(recipe.task_type)
     trusts = recipe.trust_remote_code
     config = task_class.load_config(base, trust_remote_code=trusts)
     processor = task_class.load_processor(base, trust_remote_code=trusts, say=say)

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from peftcli import registry
 from peftcli.data.example import Encoder, Example, Limit, Row, Tally, cut_tokens
 from peftcli.data.overflow import effective_limit, next_tokens
 from peftcli.models.load import Base, Loaded, load_config, load_model, load_tokenizer
@@ -321,3 +322,13 @@ class Task(ABC):
         Raises:
             ModelError: a file is missing or broken.
         """
+
+
+def task_named(task_type: str) -> type[Task]:
+    """The task of this name.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    found: type[Task] = registry.resolve(registry.TASKS, task_type, what="task_type")
+    return found

@@ -9,23 +9,17 @@ from torch import Tensor, nn
 
 from peftcli.data.example import Example, Pictured, Row
 from peftcli.data.pictures import look_at
-from peftcli.models.load import Base, Loaded
-from peftcli.recipe.schema import Recipe
+from peftcli.models.load import Base
 from peftcli.tasks.base import Batch, Say
 from peftcli.tasks.classification import Classification
-from peftcli.tasks.heads import head_modules, outer_weights
-from peftcli.tasks.vision import Pictures, as_inputs, load_image_processor
+from peftcli.tasks.vision import OfPictures, as_inputs, load_image_processor
 
 
-class ImageClassification(Classification):
+class ImageClassification(OfPictures, Classification):
     """The task of labelling pictures."""
 
     task_type: ClassVar[str] = "IMAGE_CLS"
     pipeline_tag: ClassVar[str | None] = "image-classification"
-
-    def __init__(self, recipe: Recipe, processor: Any, config: Any = None) -> None:
-        super().__init__(recipe, processor, config)
-        self._pictures = Pictures(processor, config)
 
     @staticmethod
     def auto_class() -> Any:
@@ -48,15 +42,7 @@ class ImageClassification(Classification):
             trust_remote_code=trust_remote_code,
         )
 
-    def heads(self, loaded: Loaded) -> list[str]:
-        """All beside the body: a head that the base brings may be for other labels, of the same number."""
-        return head_modules(loaded.model, outer_weights(loaded.model))
-
     # Rows.
-
-    def max_input(self) -> int | None:
-        """None: a picture has no tokens."""
-        return None
 
     def encode(self, examples: Sequence[Example]) -> list[list[Row]]:
         """One row an example: `image`, not read yet, and `label`."""
@@ -77,10 +63,6 @@ class ImageClassification(Classification):
     def collate(self, rows: Sequence[Row]) -> dict[str, Any]:
         """What the processor makes, `pixel_values` (B, C, H, W) mostly, and `labels`."""
         return {**self._pictures.inputs([row["image"] for row in rows]), **self.collated_labels(rows)}
-
-    def check_model(self, model: nn.Module) -> None:
-        """Refuses a base that does not take what its image processor makes."""
-        self._pictures.check(model)
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """(B, C)."""

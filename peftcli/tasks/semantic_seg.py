@@ -20,20 +20,19 @@ from torch import Tensor, nn
 from peftcli.data.example import Example, Row, Segmented
 from peftcli.data.pictures import Picture, at_once, look_at
 from peftcli.errors import DataError, RecipeError
-from peftcli.models.load import Base, Loaded
+from peftcli.models.load import Base
 from peftcli.recipe.schema import Recipe
 from peftcli.recipe.tasks import SemanticSegmentationOptions, task_options
-from peftcli.tasks.base import Batch, Evaluated, Say, Sum, Task
-from peftcli.tasks.heads import head_modules, outer_weights
+from peftcli.tasks.base import Batch, Evaluated, Say, Sum
 from peftcli.tasks.labels import Labels
 from peftcli.tasks.masks import NO_CLASS, likeliest, nearest, png
 from peftcli.tasks.measures import has_measure, measure, missing_measures
-from peftcli.tasks.vision import Pictures, as_inputs, load_image_processor, see_whole
+from peftcli.tasks.vision import OfPictures, as_inputs, load_image_processor, see_whole
 
 _BESIDE = ("labels", "masks", "sizes")
 
 
-class SemanticSegmentation(Task):
+class SemanticSegmentation(OfPictures):
     """The task of giving each pixel a class."""
 
     task_type: ClassVar[str] = "SEMANTIC_SEG"
@@ -54,7 +53,6 @@ class SemanticSegmentation(Task):
         self.labels = Labels(names)
         self._reduces = options.reduce_labels
         self._changed = see_whole(processor, reduces=options.reduce_labels)
-        self._pictures = Pictures(processor, config)
         self._shown: set[int] = set()
         # What the base's own loss passes over.
         self._ignored: int = getattr(
@@ -86,15 +84,7 @@ class SemanticSegmentation(Task):
         """The number of classes."""
         return {"num_labels": len(self.labels.names)}
 
-    def heads(self, loaded: Loaded) -> list[str]:
-        """All beside the body: a head that the base brings may be for other classes, of the same number."""
-        return head_modules(loaded.model, outer_weights(loaded.model))
-
     # Rows.
-
-    def max_input(self) -> int | None:
-        """None: a picture has no tokens."""
-        return None
 
     def encode(self, examples: Sequence[Example]) -> list[list[Row]]:
         """One row an example: `image` and `mask`, not read yet, and the image's `size` (H, W)."""
@@ -201,10 +191,6 @@ class SemanticSegmentation(Task):
         batch["labels"] = labels.masked_fill(labels == NO_CLASS, self._ignored)
         batch["masks"] = masks
         return batch
-
-    def check_model(self, model: nn.Module) -> None:
-        """Refuses a base that does not take what its image processor makes."""
-        self._pictures.check(model)
 
     # Training, evaluation, prediction.
 

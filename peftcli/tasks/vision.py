@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from peftcli.data.pictures import Look, Picture, at_once
 from peftcli.errors import ModelError
 from peftcli.hub import first_line
-from peftcli.models.load import Base, load_config, load_processor
+from peftcli.models.load import Base, Loaded, load_config, load_processor
+from peftcli.recipe.schema import Recipe
+from peftcli.tasks.base import Task
+from peftcli.tasks.heads import head_modules, outer_weights
 from peftcli.tasks.unwrapped import unwrapped
 
 # Pillow's modes by a base's channels.
@@ -181,6 +184,26 @@ class Pictures:
             ) from error
         finally:
             base.train(was_training)
+
+
+class OfPictures(Task):
+    """What tasks of pictures share; `_pictures` makes inputs of them."""
+
+    def __init__(self, recipe: Recipe, processor: Any, config: Any = None) -> None:
+        super().__init__(recipe, processor, config)
+        self._pictures = Pictures(processor, config)
+
+    def heads(self, loaded: Loaded) -> list[str]:
+        """All beside the body: a head that the base brings may be for others, of the same number."""
+        return head_modules(loaded.model, outer_weights(loaded.model))
+
+    def max_input(self) -> int | None:
+        """None: a picture has no tokens."""
+        return None
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuses a base that does not take what its image processor makes."""
+        self._pictures.check(model)
 
 
 def as_inputs(model: nn.Module, batch: Mapping[str, Any], beside: Sequence[str] = ()) -> dict[str, Any]:
