@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 M = TypeVar("M", bound=nn.Module)
@@ -36,6 +37,8 @@ def _content(
     kind: Callable[..., nn.Module], *arguments: Any
 ) -> tuple[dict[str, Any], tuple[tuple[str, Callable[[], Any]], ...]]:
     """What stands in such a module: values that all may have, and containers of which each has its own."""
-    content = vars(kind(*arguments))
+    # On the meta device nothing is drawn: the first adapter of a process begins like every other with its seed.
+    with torch.device("meta"):
+        content = vars(kind(*arguments))
     own = {name: type(value) for name, value in content.items() if isinstance(value, dict | set | list)}
     return {name: value for name, value in content.items() if name not in own}, tuple(own.items())

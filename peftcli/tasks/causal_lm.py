@@ -33,6 +33,7 @@ from peftcli.errors import ModelError, RecipeError
 from peftcli.recipe.schema import Recipe
 from peftcli.tasks.base import Batch, Evaluated, Sum, Task
 from peftcli.tasks.by_rows import attending_by_rows, logits, mixes_packed_rows, parameters
+from peftcli.tasks.head import HeadPlace, place_for_loss
 from peftcli.tasks.token_loss import summed_token_loss
 from peftcli.tasks.unwrapped import unwrapped
 
@@ -60,6 +61,8 @@ class CausalLM(Task):
         self._flat = False
         # Whether the model attends by rows: batches then have no padding.
         self._by_rows = False
+        # Where the loss takes the place of the model's head: there are then no logits.
+        self._head: HeadPlace | None = None
         self._prompter = Prompter.of(tokenizer, data.chat_template, data.system_prompt, data.source_prefix)
         self._special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
 
@@ -256,7 +259,7 @@ class CausalLM(Task):
 
     @contextmanager
     def readied(self, model: nn.Module, like: nn.Module | None = None) -> Iterator[None]:
-        """Lets the model attend by rows where it can.
+        """Lets the model attend by rows, and the loss be where its head is, where they can.
 
         What is compiled has one shape, prompts stand before rows, and aLoRA looks for its tokens in each row.
         """
@@ -264,12 +267,13 @@ class CausalLM(Task):
         if self.recipe.training.compiles or prompted or _reads_inputs(model):
             yield
             return
+        self._head = place_for_loss(model, like)
         with attending_by_rows(model, like) as able:
             self._by_rows = able
             try:
                 yield
             finally:
-                self._by_rows = False
+                self._by_rows, self._head = False, None
 
     def _check_prompt(self, tuner: PromptedModel) -> None:
         if reason := tuner.own_loss():
@@ -288,9 +292,13 @@ class CausalLM(Task):
 
     def loss(self, model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0) -> Sum:
         """The sum of the trained tokens' losses, in float32 or better, and their number."""
-        logits, targets = _trained_logits(model, batch), batch["targets"]
+        targets, count = batch["targets"], (batch["targets"] != IGNORED).sum()
+        if self._head is not None and self._head.is_free():
+            inputs, kept = _inputs(batch), batch["kept"]
+            return self._head.loss(model, inputs, kept, targets, label_smoothing=label_smoothing), count
+        logits = _trained_logits(model, batch)
         total = summed_token_loss(logits.flatten(0, 1), targets.flatten(), label_smoothing=label_smoothing)
-        return total, (targets != IGNORED).sum()
+        return total, count
 
     def metrics(self, model: nn.Module, batch: Batch) -> Evaluated:
         """`loss`, and `accuracy`: the share of trained tokens that are the likeliest ones."""
@@ -327,12 +335,15 @@ def _kept(labels: Tensor) -> tuple[Tensor, Tensor]:
     return order, labels[:, 1:].gather(1, order)
 
 
+def _inputs(batch: Batch) -> dict[str, Any]:
+    names = _JOINED_INPUTS if "cu_seq_lens_q" in batch else _INPUTS
+    return {name: batch[name] for name in names if name in batch}
+
+
 def _trained_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Logits (B, K, V) at the kept positions."""
-    names = _JOINED_INPUTS if "cu_seq_lens_q" in batch else _INPUTS
-    inputs = {name: batch[name] for name in names if name in batch}
+    inputs, kept = _inputs(batch), batch["kept"]
     base = unwrapped(model)
-    kept = batch["kept"]
     if _keeps_by_row(base):
         return logits(model, base, {**inputs, "logits_to_keep": kept})
     # Where a prompt stands before the tokens, it has logits, too.

@@ -1,11 +1,11 @@
-"""The sum of token losses, without a float32 copy of all logits.
+"""The sum of token losses, without a float32 copy of all logits, or without the logits.
 
-Shapes: N tokens, V vocabulary.
+Shapes: N tokens, V vocabulary, H numbers of a token.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,46 +13,20 @@ from torch.nn import functional as F
 
 from peftcli.data.tokens import IGNORED
 
+# So many numbers of logits are in float32 at a time: 64 MiB of them. Fewer rows than this at a time would make a large
+# vocabulary's products slow.
+_CHUNK, _ROWS = 1 << 24, 256
 
-class _SummedTokenLoss(torch.autograd.Function):
-    """Computes the gradient along with the loss, chunk by chunk: nothing else is kept for the backward."""
 
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, smoothing: float, chunk: int) -> Tensor:
-        tokens, vocabulary = logits.shape
-        precise = torch.promote_types(logits.dtype, torch.float32)
-        needs_gradient = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(logits) if needs_gradient else None
-        total = logits.new_zeros((), dtype=precise)
-        step = max(1, chunk // vocabulary)
-        for start in range(0, tokens, step):
-            part = slice(start, start + step)
-            wanted = targets[part].clamp(min=0).unsqueeze(1)
-            ignored = (targets[part] == IGNORED).unsqueeze(1)
-            log_p = F.log_softmax(logits[part].to(precise), dim=1)
-            losses = -(1 - smoothing) * log_p.gather(1, wanted)
-            if smoothing:
-                losses -= smoothing * log_p.mean(1, keepdim=True)
-            total += losses.masked_fill_(ignored, 0).sum()
-            if gradient is not None:
-                # The slope of each loss is p minus the smoothed target distribution.
-                less = torch.full_like(wanted, -(1 - smoothing), dtype=precise)
-                slope = log_p.exp_().scatter_add_(1, wanted, less)
-                if smoothing:
-                    slope -= smoothing / vocabulary
-                gradient[part] = slope.masked_fill_(ignored, 0)
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
-        return total
+class Head(NamedTuple):
+    """A frozen linear layer that makes logits: (V, H) and (V,)."""
 
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> Any:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream[0], None, None, None
+    weight: Tensor
+    bias: Tensor | None
 
 
 def summed_token_loss(
-    logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0, chunk: int = 1 << 24
+    logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0, chunk: int = _CHUNK
 ) -> Tensor:
     """The sum of cross entropies over the targets that are not IGNORED, in float32 or better.
 
@@ -67,5 +41,111 @@ def summed_token_loss(
         chunk: How many logits are in float32 at a time: by default 64 MiB of them, whatever the vocabulary.
     """
     apply: Any = _SummedTokenLoss.apply  # torch gives it no types
-    total: Tensor = apply(logits, targets, label_smoothing, chunk)
+    total: Tensor = apply(logits, targets, label_smoothing, max(1, chunk // logits.shape[1]))
     return total
+
+
+def summed_head_loss(
+    hidden: Tensor, head: Head, targets: Tensor, *, label_smoothing: float = 0.0, rows: int | None = None
+) -> Tensor:
+    """The same of `hidden` times the head, some rows at a time: all logits are never there at once.
+
+    PyTorch's own `linear_cross_entropy` does so, too, but smooths no labels then.
+
+    Args:
+        hidden: (N, H), what the head is given.
+        head: takes no gradient.
+        targets: as above.
+        label_smoothing: as above.
+        rows: how many at a time; default: those of 64 MiB of logits, and 256 at least.
+    """
+    apply: Any = _SummedHeadLoss.apply
+    rows = rows or max(_ROWS, _CHUNK // len(head.weight))
+    total: Tensor = apply(hidden, *head, targets, label_smoothing, rows)
+    return total
+
+
+class _SummedTokenLoss(torch.autograd.Function):
+    """Computes the gradient along with the loss, chunk by chunk: nothing else is kept for the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, smoothing: float, rows: int) -> Tensor:
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        total = logits.new_zeros((), dtype=_wide(logits.dtype))
+        for start in range(0, len(logits), rows):
+            part = slice(start, start + rows)
+            wide = logits[part].to(total.dtype, copy=True).masked_fill_(_ignored(targets[part]), 0)
+            loss, slope = _loss(wide, targets[part], smoothing)
+            total += loss
+            if gradient is not None:
+                gradient[part] = slope
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[0], None, None, None
+
+
+class _SummedHeadLoss(torch.autograd.Function):
+    """The same, down to the gradient of what the head is given."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917  (autograd functions take tensors one by one)
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        smoothing: float,
+        rows: int,
+    ) -> Tensor:
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        total = hidden.new_zeros((), dtype=_wide(hidden.dtype))
+        for start in range(0, len(hidden), rows):
+            part = slice(start, start + rows)
+            seen = hidden[part].masked_fill(_ignored(targets[part]), 0)
+            logits = F.linear(seen, weight, bias)
+            loss, slope = _loss(logits.to(total.dtype), targets[part], smoothing)
+            total += loss
+            if gradient is not None:
+                gradient[part] = slope.to(logits.dtype) @ weight
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[0], None, None, None, None, None
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _ignored(targets: Tensor) -> Tensor:
+    return (targets == IGNORED).unsqueeze(1)
+
+
+def _loss(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """The sum, and its gradient, (N, V), in the place of the logits.
+
+    These are in float32 or better, and finite where targets are ignored.
+    """
+    wanted, ignored = targets.clamp(min=0).unsqueeze(1), _ignored(targets)
+    logits -= logits.amax(1, keepdim=True)
+    gain = (1 - smoothing) * logits.gather(1, wanted)
+    if smoothing:
+        gain += smoothing * logits.mean(1, keepdim=True)
+    p = logits.exp_()
+    total = p.sum(1, keepdim=True)
+    losses = (total.log() - gain).masked_fill_(ignored, 0)
+    # The slope of each loss is p minus the smoothed target distribution.
+    trained = (~ignored).to(p.dtype)
+    slope = p.mul_(trained / total).scatter_add_(1, wanted, trained * (smoothing - 1))
+    if smoothing:
+        slope -= trained * (smoothing / logits.shape[1])
+    return losses.sum(), slope
