@@ -22,17 +22,15 @@ from typing import Any
 
 from machine import has_gpu, machine, peak_memory
 from rows import write_rows
-from training import base_folder, recipe
+from training import base_folder, command, recipe
 
 BATCH, NEW = 8, 32
 
 
 def adapter(folder: Path) -> None:
     """Trains what both sides load."""
-    from peftcli.run.train import train
-
     settings = {"max_steps": 2, "learning_rate": 1e-3}
-    train(recipe(str(folder / "rows.jsonl"), str(folder / "run"), **settings), say=lambda _: None)
+    command(recipe(str(folder / "rows.jsonl"), str(folder / "run"), **settings))
 
 
 def prompts(folder: Path) -> list[str]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from machine import has_gpu, machine, peak_memory
 from rows import write_rows
-from training import BASE, base_folder
+from training import BASE, base_folder, command
 
 VALUES = {
     "length": [128, 256, 512, 1024, 2048, 4096],
@@ -42,9 +42,6 @@ def trained(folder: Path, base: str, rank: int, data: dict[str, Any], **settings
         tokens_per_second: the median, without the first step.
         seconds: from the start of the command's work to its first step.
     """
-    from peftcli.recipe.schema import Recipe
-    from peftcli.run.train import train
-
     recipe = {
         "base_model": base,
         "task_type": "CAUSAL_LM",
@@ -60,7 +57,7 @@ def trained(folder: Path, base: str, rank: int, data: dict[str, Any], **settings
         },
     }
     begun = time.time()
-    train(Recipe.model_validate(recipe), say=lambda _: None)
+    command(recipe)
     metrics = folder / "run" / "metrics.jsonl"
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     whole = time.time() - begun

@@ -7,8 +7,8 @@ layers, without dropout, begun with the same A; batches of 8 rows in the order o
 completions; one epoch. Useful tokens are those of the rows, without padding. Rows are {prompt, completion} (ours are
 generated: 60 to 400 tokens). Where batches have the same rows, so must losses be the same, to 1e-3.
 
-The floor is what the matrix products of the useful tokens alone would take at this machine's measured rate: on a GPU
-the share of it is the model-FLOPs utilisation.
+The floor is what the matrix products of the useful tokens alone would take at this machine's measured rate (layers,
+head where a token is trained, LoRA, attention): on a GPU the share of it is the model-FLOPs utilisation.
 """
 
 from __future__ import annotations
@@ -67,41 +67,44 @@ def encoded(path: str, tokenizer: Any) -> list[dict[str, list[int]]]:
     return rows
 
 
-def recipe(path: str, folder: str, *, packing: bool = False, **settings: Any) -> Any:
+def recipe(path: str, folder: str, *, packing: bool = False, **settings: Any) -> dict[str, Any]:
     """What peftcli is to train."""
-    from peftcli.recipe.schema import Recipe
+    return {
+        "base_model": BASE,
+        "task_type": "CAUSAL_LM",
+        "dtype": "bfloat16" if has_gpu() else "float32",
+        "adapter": {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": "all-linear"},
+        "data": {"train": {"path": path, "type": "completion"}, "max_length": 512, "packing": packing},
+        "training": {"output_dir": folder, "seed": SEED, **SETTINGS, **settings},
+    }
 
-    return Recipe.model_validate(
-        {
-            "base_model": BASE,
-            "task_type": "CAUSAL_LM",
-            "dtype": "bfloat16" if has_gpu() else "float32",
-            "adapter": {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": "all-linear"},
-            "data": {"train": {"path": path, "type": "completion"}, "max_length": 512, "packing": packing},
-            "training": {"output_dir": folder, "seed": SEED, **SETTINGS, **settings},
-        }
-    )
+
+def command(content: dict[str, Any]) -> None:
+    """`peftcli train`, in this process."""
+    from peftcli.cli.app import run
+
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        json.dump(content, file)  # which is YAML, too
+        file.flush()
+        if status := run(["train", file.name]):
+            raise SystemExit(status)
 
 
 def peftcli_run(path: str, **settings: Any) -> None:
     """`peftcli train`, watched through metrics.jsonl."""
-    from peftcli.run.train import train
-
     with tempfile.TemporaryDirectory() as folder:
         done = threading.Event()
         watcher = threading.Thread(target=watch, args=(Path(folder, "run", "metrics.jsonl"), done))
         watcher.start()
-        train(recipe(path, folder + "/run", **settings), say=lambda _: None)
+        command(recipe(path, folder + "/run", **settings))
         done.set()
         watcher.join()
 
 
 def first_adapter(path: str) -> None:
     """Leaves the adapter that peftcli begins with beside the rows, for its peers to begin with, too."""
-    from peftcli.run.train import train
-
     # A step of no size, since a run has at least one.
-    train(recipe(path, str(_first(path)), learning_rate=1e-30, max_steps=1), say=lambda _: None)
+    command(recipe(path, str(_first(path)), learning_rate=1e-30, max_steps=1))
 
 
 def _first(path: str) -> Path:
@@ -234,19 +237,33 @@ def contest(name: str, path: str) -> None:
     print(json.dumps({"peak": peak_memory()}), flush=True)
 
 
-def floor(lengths: list[int]) -> float:
-    """Useful tokens a second if this machine did nothing but their matrix products, at the rate measured here.
-
-    Frozen weights have two products (forward, and the gradient of their input); the head only where a token is
-    trained, which is left out: the floor is a little too high. Attention's products are left out, too.
-    """
+def floor(rows: list[dict[str, list[int]]]) -> float:
+    """Useful tokens a second if this machine did nothing but their matrix products, at the rate measured here."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(base_folder())
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    operations = sum(_operations(config, row) for row in rows)
+    batch = tokens * BATCH // len(rows)
+    return tokens * product_rate(batch, config.hidden_size, config.intermediate_size) / operations
+
+
+def _operations(config: Any, row: dict[str, list[int]]) -> int:
+    """Of the matrix products that a row needs, forward and backward.
+
+    Frozen weights have two (the second is the gradient of their input), the head only where a token is trained; LoRA's
+    factors have three; causal attention has six, of which half is masked.
+    """
     hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     keys = config.num_key_value_heads * hidden // config.num_attention_heads
-    weights = layers * (2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner)
-    return product_rate(sum(lengths[:BATCH]), hidden, inner) / (2 * 2 * weights)
+    sizes = 2 * [(hidden, hidden)] + 2 * [(hidden, keys)] + 3 * [(hidden, inner)]
+    tokens, trained = len(row["input_ids"]), sum(label >= 0 for label in row["labels"][1:])
+    return 2 * (
+        2 * tokens * layers * sum(one * other for one, other in sizes)
+        + 2 * trained * hidden * config.vocab_size
+        + 3 * tokens * layers * RANK * sum(one + other for one, other in sizes)
+        + 6 * layers * hidden * tokens**2 // 2
+    )
 
 
 def said(run: dict[str, Any]) -> str:
@@ -319,9 +336,8 @@ def main() -> None:
             write_rows(given.rows, path)
         from transformers import AutoTokenizer
 
-        lengths = [
-            len(row["input_ids"]) for row in encoded(str(path), AutoTokenizer.from_pretrained(base_folder()))
-        ]
+        rows = encoded(str(path), AutoTokenizer.from_pretrained(base_folder()))
+        lengths = [len(row["input_ids"]) for row in rows]
         print(f"{len(lengths)} rows of {min(lengths)} to {max(lengths)} tokens, {sum(lengths):,} in all")
         command = [sys.executable, __file__, "--contestant", "first adapter", "--data", str(path)]
         subprocess.run(command, check=True, capture_output=True)
@@ -330,7 +346,7 @@ def main() -> None:
             for name in given.only:
                 runs[name].append(measured(name, path, sum(lengths)))
                 print(f"round {number + 1}: {name}: {said(runs[name][-1])}", file=sys.stderr, flush=True)
-        ceiling = floor(lengths)
+        ceiling = floor(rows)
     found = {name: medians(each) for name, each in runs.items()}
     print(f"the floor: {ceiling:.0f} tokens/s\n\n{table(found, ceiling)}\n\n{comparison(found)}")
     if given.json:

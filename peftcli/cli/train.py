@@ -58,9 +58,11 @@ def train(  # noqa: PLR0917  (typer's options, each called by its name)
     model card, the locked recipe, metrics.jsonl, loss.svg and the checkpoints. Ctrl-C saves a checkpoint to
     resume from.
     """
+    from peftcli.cli.allocator import keep_freed_memory
     from peftcli.recipe.read import read_recipe
 
     run = read_recipe(recipe, overrides or [])
+    keep_freed_memory()
 
     if smoke:
         _smoke(run, as_json=as_json)

@@ -53,4 +53,5 @@ class _GatedProduct(torch.autograd.Function):
             own = gate.detach().requires_grad_()
             activated = ctx.activation(own)
         (gate_slope,) = torch.autograd.grad(activated, own, slope * up)
-        return gate_slope, activated.detach() * slope, None
+        made = activated.detach()
+        return gate_slope, made * slope if activated is own else made.mul_(slope), None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -304,3 +306,21 @@ def test_groups_are_adapted_but_not_merged_and_other_paddings_are_refused():
     assert model(torch.ones(1, 4, 9)).shape == (1, 4, 7)
     with pytest.raises(AdapterError, match="cannot be merged"):
         model.merge_adapter()
+
+
+def test_a_seed_gives_the_first_adapter_of_a_process_what_it_gives_every_later_one():
+    made = """
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from peftcli import LoraConfig, get_peft_model
+
+sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+def drawn():
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(LlamaConfig(vocab_size=19, **sizes))
+    model = get_peft_model(base, LoraConfig(target_modules="all-linear", lora_dropout=0.1))
+    return [each.clone() for each in model.parameters() if each.requires_grad]
+print(all(map(torch.equal, drawn(), drawn())))
+"""
+    told = subprocess.run([sys.executable, "-c", made], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["True"]
