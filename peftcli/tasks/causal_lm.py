@@ -267,7 +267,7 @@ class CausalLM(Task):
         if self.recipe.training.compiles or prompted or _reads_inputs(model):
             yield
             return
-        self._head = place_for_loss(model, like)
+        self._head = place_for_loss(model, _said, like)
         with attending_by_rows(model, like) as able:
             self._by_rows = able
             try:
@@ -294,10 +294,13 @@ class CausalLM(Task):
         """The sum of the trained tokens' losses, in float32 or better, and their number."""
         targets, count = batch["targets"], (batch["targets"] != IGNORED).sum()
         if self._head is not None and self._head.is_free():
-            inputs, kept = _inputs(batch), batch["kept"]
-            return self._head.loss(model, inputs, kept, targets, label_smoothing=label_smoothing), count
-        logits = _trained_logits(model, batch)
-        total = summed_token_loss(logits.flatten(0, 1), targets.flatten(), label_smoothing=label_smoothing)
+            base, inputs = unwrapped(model), _inputs(batch)
+            total = self._head.loss(
+                lambda: logits(model, base, inputs), batch["kept"], targets, label_smoothing
+            )
+            return total, count
+        own = _trained_logits(model, batch)
+        total = summed_token_loss(own.flatten(0, 1), targets.flatten(), label_smoothing=label_smoothing)
         return total, count
 
     def metrics(self, model: nn.Module, batch: Batch) -> Evaluated:
@@ -333,6 +336,10 @@ def _kept(labels: Tensor) -> tuple[Tensor, Tensor]:
     # A stable sort of the flags puts the trained positions first, in order.
     order = (~trained).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
     return order, labels[:, 1:].gather(1, order)
+
+
+def _said(model: nn.Module, ids: Tensor) -> Tensor:
+    return logits(model, unwrapped(model), {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
 def _inputs(batch: Batch) -> dict[str, Any]:

@@ -6,13 +6,15 @@ pretrained. Shapes: B rows, S tokens of the source, T tokens of the target, V vo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from peftcli.adapters.prompted import PromptedModel
 from peftcli.data.example import Example, Limit, Pair, Row
 from peftcli.data.overflow import effective_limit
 from peftcli.data.tokens import IGNORED
@@ -21,6 +23,7 @@ from peftcli.recipe.schema import Recipe
 from peftcli.recipe.tasks import SequenceToSequenceOptions, task_options
 from peftcli.tasks.base import Batch, Evaluated, Sum, Task
 from peftcli.tasks.generation import generated
+from peftcli.tasks.head import HeadPlace, place_for_loss
 from peftcli.tasks.languages import has_languages, language_settings, require_target, use_languages
 from peftcli.tasks.measures import has_measure, measure, missing_measures
 from peftcli.tasks.text_batch import added_ids, cut_texts, pad_texts
@@ -50,6 +53,8 @@ class SequenceToSequence(Task):
         self._max_target = options.max_target_length
         self._generates = recipe.training.predict_with_generate
         self._largest = {"source": -1, "target": -1}
+        # Where the loss takes the place of the model's head: there are then no logits.
+        self._head: HeadPlace | None = None
 
     @staticmethod
     def auto_class() -> Any:
@@ -149,9 +154,29 @@ class SequenceToSequence(Task):
 
     # Training and evaluation.
 
+    @contextmanager
+    def readied(self, model: nn.Module, like: nn.Module | None = None) -> Iterator[None]:
+        """Lets the loss be where the model's head is, if it can; prompts' positions have logits, too."""
+        prompted = isinstance(getattr(model, "tuner", None), PromptedModel)
+        if not self.recipe.training.compiles and not prompted:
+            self._head = place_for_loss(
+                model, lambda tried, ids: _said(tried, ids, torch.ones_like(ids), ids), like
+            )
+        try:
+            yield
+        finally:
+            self._head = None
+
     def loss(self, model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0) -> Sum:
         """The sum of the target tokens' losses, in float32 or better, and their number."""
-        return _loss(_logits(model, batch), batch["labels"], label_smoothing)
+        if self._head is None or not self._head.is_free():
+            return _loss(_logits(model, batch), batch["labels"], label_smoothing)
+        source, mask, labels = (batch[name] for name in ("input_ids", "attention_mask", "labels"))
+        everywhere = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
+        total = self._head.loss(
+            lambda: _said(model, source, mask, labels), everywhere, labels, label_smoothing
+        )
+        return total, (labels != IGNORED).sum()
 
     def metrics(self, model: nn.Module, batch: Batch) -> Evaluated:
         """`loss`, `accuracy` (the share of target tokens that are the likeliest), and (generated, target) texts."""
@@ -218,11 +243,14 @@ def _loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Sum:
 def _logits(model: nn.Module, batch: Batch) -> Tensor:
     """Logits (B, T, V) of the target's tokens."""
     labels = batch["labels"]
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    outputs = model(**inputs, **_decoder_inputs(unwrapped(model), labels), use_cache=False)
     # Where a prompt stands before the decoder's tokens, it has logits, too.
-    logits: Tensor = outputs.logits[:, -labels.shape[1] :]
-    return logits
+    return _said(model, batch["input_ids"], batch["attention_mask"], labels)[:, -labels.shape[1] :]
+
+
+def _said(model: nn.Module, source: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+    decoder = _decoder_inputs(unwrapped(model), labels)
+    found: Tensor = model(input_ids=source, attention_mask=mask, **decoder, use_cache=False).logits
+    return found
 
 
 def _decoder_inputs(base: nn.Module, labels: Tensor) -> dict[str, Tensor]:

@@ -204,7 +204,8 @@ def test_two_processes_give_the_adapter_of_one(project: Path, tiny_base: Path) -
     first = load_file(project / "one" / "adapter_model.safetensors")
     second = load_file(project / "two" / "adapter_model.safetensors")
     assert first.keys() == second.keys()
-    assert max((first[key] - second[key]).abs().max().item() for key in first) < 1e-5
+    # Adam's steps are of one size, however small a gradient is: what rounds otherwise shows.
+    assert max((first[key] - second[key]).abs().max().item() for key in first) < 5e-5
 
 
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])

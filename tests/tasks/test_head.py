@@ -25,7 +25,7 @@ from tests.tasks.test_causal_lm import (
     task,
 )
 
-IDS = {"input_ids": torch.arange(18).view(2, 9), "attention_mask": torch.ones(2, 9, dtype=torch.long)}
+IDS = torch.arange(18).view(2, 9)
 KEPT = torch.tensor([[1, 3, 4], [0, 2, 7]])
 
 
@@ -33,8 +33,16 @@ def adapted(model):
     return get_peft_model(model, LoraConfig(target_modules="all-linear")).eval()
 
 
+def said(model, ids=IDS):
+    return logits(model, unwrapped(model), {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+
+def place_in(model):
+    return place_for_loss(model, said)
+
+
 def of_logits(model):
-    kept = logits(model, unwrapped(model), IDS).take_along_dim(KEPT.unsqueeze(-1), dim=1)
+    kept = said(model).take_along_dim(KEPT.unsqueeze(-1), dim=1)
     return summed_token_loss(kept.flatten(0, 1), KEPT.flatten(), label_smoothing=0.1)
 
 
@@ -51,8 +59,8 @@ def cohere():
 @pytest.mark.parametrize("make", [llama, gpt2, opt])
 def test_the_loss_at_the_head_has_the_value_and_gradient_of_that_of_its_logits(make):
     model = adapted(make()).double()
-    place = place_for_loss(model)
-    ours = place.loss(model, IDS, KEPT, KEPT, label_smoothing=0.1)
+    place = place_in(model)
+    ours = place.loss(lambda: said(model), KEPT, KEPT, 0.1)
     found = gradients(model, ours)
     plain = of_logits(model)
     torch.testing.assert_close(ours, plain)
@@ -80,7 +88,7 @@ def test_training_takes_it_and_gives_the_head_back():
 @pytest.mark.parametrize("make", [gemma2, cohere])
 def test_a_model_that_does_something_with_its_logits_keeps_its_head(make):
     model = adapted(make())
-    assert place_for_loss(model) is None
+    assert place_in(model) is None
     joining, rows = task(), random_rows(LENGTHS)
     with joining.readied(model):
         loss, _ = joining.loss(model, joining.collate(rows))
@@ -97,28 +105,28 @@ def test_a_model_that_does_something_with_its_logits_keeps_its_head(make):
 )
 def test_a_head_that_is_trained_stays(settings):
     model = get_peft_model(llama(), LoraConfig(**{"target_modules": ["q_proj"]} | settings))
-    assert place_for_loss(model) is None
+    assert place_in(model) is None
 
 
 def test_a_model_whose_own_weights_are_trained_keeps_its_head():
     model = llama()
-    assert place_for_loss(model) is None
+    assert place_in(model) is None
     model.requires_grad_(False)
-    assert place_for_loss(model) is not None
+    assert place_in(model) is not None
 
 
 def test_a_head_with_something_on_it_stays():
     model = adapted(llama())
-    place = place_for_loss(model)
+    place = place_in(model)
     assert place.is_free()
     model.get_output_embeddings().register_forward_hook(lambda *_: None)
     assert not place.is_free()
-    assert place_for_loss(model) is None
+    assert place_in(model) is None
 
 
 def test_the_head_comes_back_after_an_error():
     model = adapted(llama())
-    place, head = place_for_loss(model), model.get_output_embeddings()
+    place, head = place_in(model), model.get_output_embeddings()
     with pytest.raises(IndexError):
-        place.loss(model, {"input_ids": torch.tensor([[VOCABULARY + 1]])}, KEPT, KEPT)
+        place.loss(lambda: said(model, torch.tensor([[VOCABULARY + 1]])), KEPT, KEPT)
     assert model.get_output_embeddings() is head

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
+from torch import nn
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BartConfig
 from transformers.trainer_pt_utils import LabelSmoother
 
@@ -16,6 +20,7 @@ from peftcli.data.example import Pair
 from peftcli.data.prepare import Prepared, prepare
 from peftcli.data.tokens import IGNORED
 from peftcli.errors import DataError, ModelError, RecipeError
+from peftcli.tasks.head import LossHead
 from peftcli.tasks.languages import language_settings
 from peftcli.tasks.seq2seq import SequenceToSequence
 from tests.bases import ending_tokenizer, tiny_mt5
@@ -70,6 +75,38 @@ def test_labels_are_smoothed_as_transformers_does(family: Any) -> None:
     total, count = task.loss(model, batch, label_smoothing=0.1)
     # Theirs adds the smoothed part up in float32, whatever the model's type.
     torch.testing.assert_close(total / count, theirs, rtol=1e-7, atol=0)
+
+
+def test_the_loss_in_the_place_of_the_head_is_that_of_its_logits(family: Any) -> None:
+    task, model = family[0], copy.deepcopy(family[1]).requires_grad_(False)
+    trained = next(each for each in model.get_decoder().modules() if type(each) is nn.Linear).weight
+    trained.requires_grad_()
+    batch = task.collate(rows_of(task))
+    plain, _ = task.loss(model, batch, label_smoothing=0.1)
+    seen = []
+    with task.readied(model), _each_call_of(LossHead, seen):
+        found, count = task.loss(model, batch, label_smoothing=0.1)
+    # The others add something to their logits.
+    assert len(seen) == (
+        type(model).__name__ in {"T5ForConditionalGeneration", "MT5ForConditionalGeneration"}
+    )
+    assert count == (batch["labels"] != IGNORED).sum()
+    torch.testing.assert_close(found, plain, rtol=1e-12, atol=0)
+    ours, theirs = (torch.autograd.grad(each, trained)[0] for each in (found, plain))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@contextmanager
+def _each_call_of(kind: type[nn.Module], seen: list[nn.Module]) -> Iterator[None]:
+    def note(module: nn.Module, *_: Any) -> None:
+        if isinstance(module, kind):
+            seen.append(module)
+
+    hook = nn.modules.module.register_module_forward_hook(note)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def test_padding_changes_nothing(family: Any) -> None:
