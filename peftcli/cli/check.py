@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from peftcli.cli.imports import large_imports
 from peftcli.cli.terminal import answer, answer_json, printable, say
 from peftcli.errors import RecipeError
 
@@ -77,7 +78,8 @@ def check(  # noqa: PLR0917  (typer's options, each called by its name)
         )
     if lock and not data:
         raise RecipeError("--lock writes down what the data is; add --data")
-    from peftcli.run.check import check_data, check_recipe, lock_recipe
+    with large_imports():
+        from peftcli.run.check import check_data, check_recipe, lock_recipe
 
     report = check_recipe(recipe, overrides or [])
     if data:
@@ -90,7 +92,8 @@ def check(  # noqa: PLR0917  (typer's options, each called by its name)
 
 
 def _lint(folder: Path, target: Program, *, as_json: bool) -> None:
-    from peftcli.run.lint.lint import TARGETS, lint
+    with large_imports():
+        from peftcli.run.lint.lint import TARGETS, lint
 
     linted = lint(folder, target)
     say(*(finding.line() for finding in linted.findings))

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from peftcli.cli.imports import large_imports
 from peftcli.cli.terminal import answer, answer_json, say
 
 
@@ -36,10 +37,12 @@ def eval_(
     The recipe's gates are applied to the adapter's metrics; a gate that fails ends with status 6.
     """
     from peftcli.cli.gates import say_gates
-    from peftcli.run.evaluate import evaluate
-    from peftcli.run.figures import figure
-    from peftcli.run.summary import append_summary
-    from peftcli.run.verdicts import enforce
+
+    with large_imports():
+        from peftcli.run.evaluate import evaluate
+        from peftcli.run.figures import figure
+        from peftcli.run.summary import append_summary
+        from peftcli.run.verdicts import enforce
 
     comparison = evaluate(adapter, data, batch_size=batch_size, trust_remote_code=trust_remote_code, say=say)
     if not comparison.is_first:

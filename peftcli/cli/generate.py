@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from peftcli.cli.imports import large_imports
 from peftcli.cli.output import check_output
 from peftcli.cli.terminal import answer, answer_json, inert_json, say
 from peftcli.errors import DataError, RecipeError
@@ -122,9 +123,10 @@ def generate(
     _check_usage(prompt, input, output, chat=chat, raw=raw, as_json=as_json)
     # A prompt that cannot be used is said at once, not after the model has been loaded.
     prompts = [] if chat or input else _prompts(prompt)
-    from peftcli.run.folder import open_run
-    from peftcli.run.prompts import read_prompts
-    from peftcli.run.sampling import Sampling
+    with large_imports():
+        from peftcli.run.folder import open_run
+        from peftcli.run.prompts import read_prompts
+        from peftcli.run.sampling import Sampling
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, num_beams)
     run = open_run(adapter)
@@ -149,7 +151,8 @@ def generate(
     if output and not input:
         raise RecipeError(_NEEDS_INPUT)
     rows = read_prompts(input, run.columns, run.format) if input else []
-    from peftcli.run.generate import open_generator
+    with large_imports():
+        from peftcli.run.generate import open_generator
 
     generator = open_generator(
         adapter,
@@ -213,7 +216,8 @@ def _draw(
         raise RecipeError(f"--output: there is no folder {str(output.parent)!r}; make it first")
     if len(prompts) > 1:
         raise RecipeError("a call draws one picture; give one --prompt")
-    from peftcli.run.draw import draw
+    with large_imports():
+        from peftcli.run.draw import draw
 
     picture = draw(
         adapter, prompts[0], output, with_adapter=with_adapter, seed=seed, settings=settings, say=say

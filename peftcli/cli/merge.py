@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from peftcli.cli.imports import large_imports
 from peftcli.cli.terminal import answer, answer_json, say
 
 
@@ -57,7 +58,8 @@ def merge(
     The sum is made in float64 where the weights are of half precision, and rounded once. Nothing is written where it
     is not finite or, with --verify, where the model's outputs are not those of the adapter on its base (status 4).
     """
-    from peftcli.run.merge import merge as run
+    with large_imports():
+        from peftcli.run.merge import merge as run
 
     merged = run(
         adapter,

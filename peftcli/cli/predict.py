@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from peftcli.cli.imports import large_imports
 from peftcli.cli.output import check_output
 from peftcli.cli.terminal import answer, answer_json, inert_json, say
 
@@ -47,9 +48,10 @@ def predict(
     """
     if output is not None:
         check_output(output, input)
-    from peftcli.run.answers import RowsAnswer
-    from peftcli.run.predict import lines, write_predictions
-    from peftcli.run.predict import predict as run_predict
+    with large_imports():
+        from peftcli.run.answers import RowsAnswer
+        from peftcli.run.predict import lines, write_predictions
+        from peftcli.run.predict import predict as run_predict
 
     files = None if output is None else output.with_suffix("")
     predictions = run_predict(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from peftcli.cli.imports import large_imports
 from peftcli.cli.terminal import answer, answer_json, say
 
 if TYPE_CHECKING:
@@ -67,8 +68,9 @@ def train(  # noqa: PLR0917  (typer's options, each called by its name)
     if smoke:
         _smoke(run, as_json=as_json)
         return
-    from peftcli.run.train import train as train_recipe
-    from peftcli.run.verdicts import enforce
+    with large_imports():
+        from peftcli.run.train import train as train_recipe
+        from peftcli.run.verdicts import enforce
 
     trained = train_recipe(
         run,
@@ -88,7 +90,8 @@ def train(  # noqa: PLR0917  (typer's options, each called by its name)
 
 
 def _smoke(recipe: Recipe, *, as_json: bool) -> None:
-    from peftcli.run.smoke import smoke as prove
+    with large_imports():
+        from peftcli.run.smoke import smoke as prove
 
     found = prove(recipe, say)
     say(f"smoke run: ok, in {found.seconds:.0f} s")
