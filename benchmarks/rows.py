@@ -19,12 +19,12 @@ def write_rows(count: int, path: Path, *, words: int | None = None) -> None:
     Args:
         count: of rows.
         path: a `.jsonl`.
-        words: in every prompt; default: 25 to 245, which makes rows of some 60 to 400 tokens.
+        words: in every prompt; default: 25 to 140, which makes rows of some 75 to 410 tokens.
     """
     draw, known = random.Random(SEED), _WORDS.split()
     with path.open("w", encoding="utf-8") as file:
         for _ in range(count):
-            told = draw.choices(known, k=words or int(draw.betavariate(1.2, 3.5) * 220) + 25)
+            told = draw.choices(known, k=words or min(int(draw.betavariate(1.2, 3.5) * 220) + 25, 140))
             half = " ".join(f"{at} {word}" for at, word in enumerate(told[: len(told) // 2], 1))
             row = {
                 "prompt": f"Number the first half of these words: {' '.join(told)}.\n",

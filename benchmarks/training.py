@@ -359,7 +359,9 @@ def main() -> None:
         rows = encoded(str(path), AutoTokenizer.from_pretrained(base_folder()))
         lengths = [len(row["input_ids"]) for row in rows]
         print(f"{len(lengths)} rows of {min(lengths)} to {max(lengths)} tokens, {sum(lengths):,} in all")
-        in_process("first adapter", path, 1).check_returncode()
+        first = in_process("first adapter", path, 1)
+        if first.returncode:
+            raise SystemExit(first.stderr[-3000:])
         if given.steps > 0:
             rows = rows[: given.steps * BATCH]
         useful = sum(len(row["input_ids"]) for row in rows)

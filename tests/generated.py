@@ -9,6 +9,7 @@ A generated part of README.md stands between `<!-- generated: NAME -->` and `<!-
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -151,6 +152,33 @@ def recipe_list() -> str:
     return table(("recipe", "what it does"), rows)
 
 
+def measured() -> str:
+    """What `make bench` last measured of training, over the peers'."""
+    found = json.loads((ROOT / "benchmarks" / "measured.json").read_text(encoding="utf-8"))
+    rows = []
+    for name, each in found["medians"].items():
+        rate = each["tokens_per_second"]
+        rows.append(
+            (
+                name,
+                f"{rate:.0f}",
+                f"{rate / found['floor']:.0%}",
+                f"{each['peak_memory_bytes'] / 1e9:.1f}",
+                f"{each['seconds_to_first_step']:.1f}",
+            )
+        )
+    machine = found["machine"]
+    where = f"On {machine['cores']} cores, {machine['processor']}, PyTorch {machine['torch']}"
+    header = (
+        "",
+        "useful tokens/s",
+        "of what the products alone allow",
+        "peak memory, GB",
+        "s to the first step",
+    )
+    return f"{where}:\n\n{table(header, rows)}"
+
+
 def quickstart() -> str:
     """The quickstart's recipe as it stands."""
     return "```yaml\n" + (ROOT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8") + "```"
@@ -172,6 +200,7 @@ PARTS: dict[str, Callable[[], str]] = {
         ("older name", "today's"), [(f"`{old}`", f"`{new}`") for old, new in OLDER.items()]
     ),
     "recipes": recipe_list,
+    "measured": measured,
 }
 
 
