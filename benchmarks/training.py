@@ -200,6 +200,7 @@ CONTESTANTS: dict[str, Callable[[str], None]] = {
     "first adapter": first_adapter,
     "peftcli": peftcli_run,
     "peftcli, by length": lambda path: peftcli_run(path, train_sampling_strategy="group_by_length"),
+    "peftcli, checkpointing": lambda path: peftcli_run(path, activation_checkpointing=True),
     "peftcli, packing": lambda path: peftcli_run(path, packing=True),
     "Trainer + PEFT": lambda path: peer(path, transformers_trainer),
     "TRL + PEFT": lambda path: peer(path, trl_trainer),

@@ -21,6 +21,7 @@ from peftcli.errors import DataError, MemoryLimitError, ModelError, RecipeError
 from peftcli.models.load import Base, load_config, load_model, resolve_base
 from peftcli.run.answers import CompletionAnswer
 from peftcli.run.folder import RunFolder, open_run, refuse_unread_code, warn_of_another_base
+from peftcli.run.prefix import Prefix, shared_prefix
 from peftcli.run.sampling import Sampling
 from peftcli.run.stream import Stream, whole_characters
 from peftcli.tasks.base import Task, task_named
@@ -107,6 +108,7 @@ class Generator:
     def complete(self, prompts: Sequence[list[int]], batch_size: int) -> list[Completion]:
         """A completion for each prompt, in order, generated in batches of prompts of like length."""
         results: dict[int, Completion] = {}
+        prefix = self._shared(prompts)
         # Where the model has no place for all the tokens asked for, only prompts of one length go together:
         # padding would take the place of a shorter one's tokens.
         order = sorted(range(len(prompts)), key=lambda at: (self.room(prompts[at]), len(prompts[at])))
@@ -114,7 +116,7 @@ class Generator:
             room = self.room(prompts[order[0]])
             chosen = [at for at in order[:batch_size] if self.room(prompts[at]) == room]
             order = order[len(chosen) :]
-            completions = self._generate([prompts[at] for at in chosen], room, None)
+            completions = self._generate([prompts[at] for at in chosen], room, None, prefix)
             results.update(zip(chosen, completions, strict=True))
         return [results[at] for at in range(len(prompts))]
 
@@ -126,30 +128,67 @@ class Generator:
         config.update(**self.settings)
         return config
 
-    def _generate(self, prompts: Sequence[list[int]], room: int, streamer: Stream | None) -> list[Completion]:
+    def _shared(self, prompts: Sequence[list[int]]) -> Prefix | None:
+        """What the prompts begin with alike, read, where that can be kept."""
+        from peftcli.adapters.prompted import PromptedModel
+
+        config, tuner = self._config(1), getattr(self.model, "tuner", None)
+        keeps = config.use_cache is not False and config.cache_implementation is None
+        # A beam is a row that nobody has made yet, and some adapters look at all that the model reads.
+        beams, reads_inputs = (
+            (config.num_beams or 1) > 1,
+            any(each.reads_inputs for each in getattr(self.model, "peft_config", {}).values()),
+        )
+        if self.reads_prompts or beams or reads_inputs or isinstance(tuner, PromptedModel) or not keeps:
+            return None
+        greedy = replace(self, sampling=Sampling(temperature=0.0))
+        told: dict[str, Any] = {"return_dict_in_generate": True, "output_logits": True}
+        return shared_prefix(
+            prompts,
+            lambda ids: greedy.output([ids], 1, **told).past_key_values,
+            lambda some, prefix: greedy.output(some, 1, prefix, **told).logits[0],
+        )
+
+    def _generate(
+        self, prompts: Sequence[list[int]], room: int, streamer: Stream | None, prefix: Prefix | None = None
+    ) -> list[Completion]:
+        output = self.output(prompts, room, prefix, streamer=streamer)
+        given = 1 if self.reads_prompts else max(map(len, prompts))
+        return [self._completion(row) for row in output[:, given:].tolist()]
+
+    def output(
+        self, prompts: Sequence[list[int]], room: int, prefix: Prefix | None = None, **options: Any
+    ) -> Any:
+        """What Transformers' `generate` gives for prompts that all begin with the prefix."""
         import torch
 
-        width = max(map(len, prompts))
-        input_ids = torch.tensor([self._padded(ids, self.tokenizer.pad_token_id, width) for ids in prompts])
-        mask = torch.tensor([self._padded([1] * len(ids), 0, width) for ids in prompts])  # (B, T)
+        shared = prefix.ids if prefix else []
+        kept = {"past_key_values": prefix.cache(len(prompts))} if prefix else {}
+        width, pad = max(map(len, prompts)), self.tokenizer.pad_token_id
+        input_ids = torch.tensor([self._padded(ids, pad, width, shared) for ids in prompts])
+        mask = torch.tensor(
+            [self._padded([1] * len(ids), 0, width, [1] * len(shared)) for ids in prompts]
+        )  # (B, T)
         try:
             with torch.inference_mode():
-                output = self.model.generate(
+                return self.model.generate(
                     input_ids=input_ids.to(self.model.device),
                     attention_mask=mask.to(self.model.device),
                     generation_config=self._config(room),
-                    streamer=streamer,
+                    **kept,
+                    **options,
                 )
         except torch.OutOfMemoryError as error:
             raise MemoryLimitError(
                 "generating ran out of memory; lower --batch-size or --max-new-tokens"
             ) from error
-        given = 1 if self.reads_prompts else width
-        return [self._completion(row) for row in output[:, given:].tolist()]
 
-    def _padded(self, values: list[int], pad: int, width: int) -> list[int]:
+    def _padded(self, values: list[int], pad: int, width: int, shared: list[int]) -> list[int]:
         padding = [pad] * (width - len(values))
-        return values + padding if self.reads_prompts else padding + values
+        if self.reads_prompts:
+            return values + padding
+        # What is shared comes first, as the cache has it.
+        return shared + padding + values[len(shared) :]
 
     def _completion(self, ids: list[int]) -> Completion:
         end = next((at for at, token in enumerate(ids) if token in self.stops), None)
