@@ -1,7 +1,7 @@
 """Memory of training steps is kept from one to the next, where it would go back to the system and come again.
 
 A step on a CPU takes and gives gigabytes in blocks of some megabytes. glibc hands most of them back to the kernel at
-once, and the kernel has to clear them again for the next layer: a tenth of a step went into that. Both knobs are
+once, and the kernel has to clear them again for the next layer: up to a tenth of a step went into that. Both knobs are
 documented: mallopt(3), and THP_MEM_ALLOC_ENABLE of PyTorch, which asks for its blocks in pages of 2 MB.
 """
 
