@@ -152,18 +152,25 @@ class Generator:
     def _generate(
         self, prompts: Sequence[list[int]], room: int, streamer: Stream | None, prefix: Prefix | None = None
     ) -> list[Completion]:
-        output = self.output(prompts, room, prefix, streamer=streamer)
+        output = self.output(prompts, room, prefix, streamer)
         given = 1 if self.reads_prompts else max(map(len, prompts))
         return [self._completion(row) for row in output[:, given:].tolist()]
 
     def output(
-        self, prompts: Sequence[list[int]], room: int, prefix: Prefix | None = None, **options: Any
+        self,
+        prompts: Sequence[list[int]],
+        room: int,
+        prefix: Prefix | None = None,
+        streamer: Stream | None = None,
+        **told: Any,
     ) -> Any:
-        """What Transformers' `generate` gives for prompts that all begin with the prefix."""
+        """What Transformers' `generate` gives for prompts that all begin with the prefix; `told` what more it tells."""
         import torch
 
         shared = prefix.ids if prefix else []
         kept = {"past_key_values": prefix.cache(len(prompts))} if prefix else {}
+        config = self._config(room)
+        config.update(**told)
         width, pad = max(map(len, prompts)), self.tokenizer.pad_token_id
         input_ids = torch.tensor([self._padded(ids, pad, width, shared) for ids in prompts])
         mask = torch.tensor(
@@ -174,9 +181,9 @@ class Generator:
                 return self.model.generate(
                     input_ids=input_ids.to(self.model.device),
                     attention_mask=mask.to(self.model.device),
-                    generation_config=self._config(room),
+                    generation_config=config,
+                    streamer=streamer,
                     **kept,
-                    **options,
                 )
         except torch.OutOfMemoryError as error:
             raise MemoryLimitError(

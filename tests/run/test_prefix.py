@@ -89,12 +89,15 @@ def run_of(request: pytest.FixtureRequest, tiny_base: Path, tmp_path: Path) -> t
 def test_prompts_that_begin_alike_get_what_they_get_alone(
     chat_run: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     generator = opened(chat_run)
     prompts = prompts_of(generator)
     wanted = alone(generator, prompts)
     reads = with_reads(generator, monkeypatch)
+    capfd.readouterr()
     assert generator.complete(prompts, 4) == wanted
+    assert capfd.readouterr().err == ""
     shared = len(common_start(prompts))
     assert shared > 60
     # The prefix, the two trials, and three batches.
