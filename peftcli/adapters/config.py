@@ -279,6 +279,11 @@ class PeftConfig:
         )
 
 
+def reads_inputs(model: Any) -> bool:
+    """Whether an adapter on the model acts by what that is given."""
+    return any(config.reads_inputs for config in getattr(model, "peft_config", {}).values())
+
+
 def from_dict(values: Mapping[str, Any], *, where: str = "") -> PeftConfig:
     """A config from the content of an adapter_config.json, which PEFT or a newer PEFT may have written.
 

@@ -236,3 +236,8 @@ class PromptedModel:
         if name == "model":
             raise AttributeError(name)
         return getattr(self.model, name)
+
+
+def is_prompted(model: nn.Module) -> bool:
+    """Whether what is around the model is prompts, not adapters on its layers."""
+    return isinstance(getattr(model, "tuner", None), PromptedModel)

@@ -18,7 +18,7 @@ from peftcli.adapters.config import CONFIG_NAME, PREFIX, WEIGHTS_NAME, PeftConfi
 from peftcli.adapters.engine import AdaptedModel
 from peftcli.adapters.heads import check_head
 from peftcli.adapters.meta import materialise
-from peftcli.adapters.prompted import PromptedModel
+from peftcli.adapters.prompted import PromptedModel, is_prompted
 from peftcli.adapters.state import adapter_state, embedding_state, embeddings_are_targeted, load_state
 from peftcli.errors import AdapterError, HubError
 from peftcli.files import write_tensors
@@ -215,8 +215,7 @@ def base_of(model: nn.Module) -> tuple[nn.Module, str]:
     get_base_model = getattr(model, "get_base_model", None)
     if get_base_model is None:
         return model, ""
-    is_prompted = isinstance(getattr(model, "tuner", None), PromptedModel)
-    return get_base_model(), "base_model." if is_prompted else PREFIX
+    return get_base_model(), "base_model." if is_prompted(model) else PREFIX
 
 
 def _tuner(model: nn.Module, prefix: str) -> Any:

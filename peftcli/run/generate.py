@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peftcli import registry
+from peftcli.adapters.config import reads_inputs
 from peftcli.data.chat import ChatTemplate
 from peftcli.data.example import Instruction
 from peftcli.data.prompt import Prompt, prompt_ids
@@ -130,16 +131,18 @@ class Generator:
 
     def _shared(self, prompts: Sequence[list[int]]) -> Prefix | None:
         """What the prompts begin with alike, read, where that can be kept."""
-        from peftcli.adapters.prompted import PromptedModel
+        from peftcli.adapters.prompted import is_prompted
 
-        config, tuner = self._config(1), getattr(self.model, "tuner", None)
-        keeps = config.use_cache is not False and config.cache_implementation is None
+        config = self._config(1)
         # A beam is a row that nobody has made yet, and some adapters look at all that the model reads.
-        beams, reads_inputs = (
-            (config.num_beams or 1) > 1,
-            any(each.reads_inputs for each in getattr(self.model, "peft_config", {}).values()),
-        )
-        if self.reads_prompts or beams or reads_inputs or isinstance(tuner, PromptedModel) or not keeps:
+        if (
+            self.reads_prompts
+            or (config.num_beams or 1) > 1
+            or is_prompted(self.model)
+            or reads_inputs(self.model)
+        ):
+            return None
+        if config.use_cache is False or config.cache_implementation is not None:
             return None
         greedy = replace(self, sampling=Sampling(temperature=0.0))
         told: dict[str, Any] = {"return_dict_in_generate": True, "output_logits": True}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.kernels.row_attention import attend
-from peftcli.tasks.unwrapped import unwrapped
+from peftcli.tasks.unwrapped import evaluating, unwrapped
 
 NAME = "peftcli_rows"
 # What says something else of attention than that it is causal, within a window or not.
@@ -166,12 +166,8 @@ def _four_rows(base: Any) -> Tensor:
 
 
 def _tried(model: nn.Module, base: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        found = logits(model, base, inputs)
-    model.train(was_training)
-    return found
+    with evaluating(model):
+        return logits(model, base, inputs)
 
 
 def _same(one: Tensor, other: Tensor, roundings: float = 4) -> bool:

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from peftcli.adapters.prompted import PromptedModel
+from peftcli.adapters.config import reads_inputs
+from peftcli.adapters.prompted import PromptedModel, is_prompted
 from peftcli.data.example import Chat, Completion, Example, Instruction, Row, Text
 from peftcli.data.prompt import Prompter
 from peftcli.data.tokens import (
@@ -243,7 +244,7 @@ class CausalLM(Task):
             self._check_prompt(tuner)
         if not self._packing:
             return
-        if _reads_inputs(model):
+        if reads_inputs(model):
             raise ModelError(
                 "data.packing: alora_invocation_tokens are looked for once in all the rows that are packed together; "
                 "set data.packing to false"
@@ -263,8 +264,7 @@ class CausalLM(Task):
 
         What is compiled has one shape, prompts stand before rows, and aLoRA looks for its tokens in each row.
         """
-        prompted = isinstance(getattr(model, "tuner", None), PromptedModel)
-        if self.recipe.training.compiles or prompted or _reads_inputs(model):
+        if self.recipe.training.compiles or is_prompted(model) or reads_inputs(model):
             yield
             return
         self._head = place_for_loss(model, _said, like)
@@ -313,11 +313,6 @@ class CausalLM(Task):
                 "accuracy": ((logits.argmax(-1) == targets).sum(), count),
             }
         )
-
-
-def _reads_inputs(model: nn.Module) -> bool:
-    """Whether an adapter acts by what the model is given."""
-    return any(config.reads_inputs for config in getattr(model, "peft_config", {}).values())
 
 
 def _joined(rows: Sequence[Row]) -> Row:

@@ -17,7 +17,10 @@ from torch import Tensor, nn
 
 from peftcli.adapters.plain import is_called_plainly
 from peftcli.tasks.token_loss import Head, summed_head_loss, summed_token_loss
-from peftcli.tasks.unwrapped import unwrapped
+from peftcli.tasks.unwrapped import evaluating, unwrapped
+
+# What a model raises that wants logits there, or other inputs.
+_REFUSALS = (IndexError, RuntimeError, TypeError, ValueError, AttributeError)
 
 
 class LossHead(nn.Module):
@@ -106,22 +109,12 @@ def _stands_trial(model: nn.Module, place: HeadPlace, say: Callable[[nn.Module, 
     embeddings: Any = unwrapped(model).get_input_embeddings()  # type: ignore[operator]  # every model of text has them
     ids = torch.arange(8, device=embeddings.weight.device).remainder(embeddings.num_embeddings).view(2, 4)
     kept = torch.tensor([[0, 2], [1, 3]], device=ids.device)
-    was_training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model):
             own = say(model, ids).take_along_dim(kept.unsqueeze(-1), dim=1)
             found = place.loss(lambda: say(model, ids), kept, kept, label_smoothing=0.1)
-    except (
-        IndexError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ):  # it wants logits, or other inputs
+    except _REFUSALS:
         return False
-    finally:
-        model.train(was_training)
     wanted = summed_token_loss(own.flatten(0, 1), kept.flatten(), label_smoothing=0.1)
     rounding = torch.finfo(own.dtype).eps ** 0.5 * wanted.abs()
     return found.shape == wanted.shape and bool((found - wanted).abs() <= rounding)

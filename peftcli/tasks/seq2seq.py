@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from peftcli.adapters.prompted import PromptedModel
+from peftcli.adapters.prompted import is_prompted
 from peftcli.data.example import Example, Limit, Pair, Row
 from peftcli.data.overflow import effective_limit
 from peftcli.data.tokens import IGNORED
@@ -157,8 +157,7 @@ class SequenceToSequence(Task):
     @contextmanager
     def readied(self, model: nn.Module, like: nn.Module | None = None) -> Iterator[None]:
         """Lets the loss be where the model's head is, if it can; prompts' positions have logits, too."""
-        prompted = isinstance(getattr(model, "tuner", None), PromptedModel)
-        if not self.recipe.training.compiles and not prompted:
+        if not self.recipe.training.compiles and not is_prompted(model):
             self._head = place_for_loss(
                 model, lambda tried, ids: _said(tried, ids, torch.ones_like(ids), ids), like
             )

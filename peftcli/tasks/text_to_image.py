@@ -39,7 +39,7 @@ from peftcli.recipe.schema import Recipe
 from peftcli.recipe.tasks import TextToImageOptions, task_options
 from peftcli.tasks.base import Batch, Evaluated, Say, Sum, Task
 from peftcli.tasks.prior import ClassImages, pixels
-from peftcli.tasks.unwrapped import unwrapped
+from peftcli.tasks.unwrapped import evaluating, unwrapped
 
 _UNET_TARGETS = ["to_k", "to_out.0", "to_q", "to_v"]
 _TEXT_TARGETS = ["k_proj", "out_proj", "q_proj", "v_proj"]
@@ -161,12 +161,10 @@ class TextToImage(Task):
         """With all class images: the base draws those that are missing."""
         del like
         if self._prior is not None:
-            base, adapted = _denoiser(model), model
-            was_training = model.training
-            model.eval()
-            with PartialState().main_process_first(), adapted.disable_adapter():  # type: ignore[operator]
+            base = _denoiser(model)
+            drawn = model.disable_adapter()  # type: ignore[operator]
+            with evaluating(model), PartialState().main_process_first(), drawn:
                 self._prior.complete(pipeline(base, self.processor), self.resolution)
-            model.train(was_training)
         yield
 
     # Rows.

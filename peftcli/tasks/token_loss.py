@@ -40,8 +40,8 @@ def summed_token_loss(
         label_smoothing: ε, from 0 to below 1.
         chunk: How many logits are in float32 at a time: by default 64 MiB of them, whatever the vocabulary.
     """
-    apply: Any = _SummedTokenLoss.apply  # torch gives it no types
-    total: Tensor = apply(logits, targets, label_smoothing, max(1, chunk // logits.shape[1]))
+    apply: Any = _SummedLoss.apply  # torch gives it no types
+    total: Tensor = apply(logits, None, None, targets, label_smoothing, max(1, chunk // logits.shape[1]))
     return total
 
 
@@ -59,59 +59,39 @@ def summed_head_loss(
         label_smoothing: as above.
         rows: how many at a time; default: those of 64 MiB of logits, and 256 at least.
     """
-    apply: Any = _SummedHeadLoss.apply
+    apply: Any = _SummedLoss.apply
     rows = rows or max(_ROWS, _CHUNK // len(head.weight))
     total: Tensor = apply(hidden, *head, targets, label_smoothing, rows)
     return total
 
 
-class _SummedTokenLoss(torch.autograd.Function):
-    """Computes the gradient along with the loss, chunk by chunk: nothing else is kept for the backward."""
+class _SummedLoss(torch.autograd.Function):
+    """Of logits, or of what a head makes them of.
 
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, smoothing: float, rows: int) -> Tensor:
-        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        total = logits.new_zeros((), dtype=_wide(logits.dtype))
-        for start in range(0, len(logits), rows):
-            part = slice(start, start + rows)
-            wide = logits[part].to(total.dtype, copy=True).masked_fill_(_ignored(targets[part]), 0)
-            loss, slope = _loss(wide, targets[part], smoothing)
-            total += loss
-            if gradient is not None:
-                gradient[part] = slope
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> Any:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream[0], None, None, None
-
-
-class _SummedHeadLoss(torch.autograd.Function):
-    """The same, down to the gradient of what the head is given."""
+    Computes the gradient along with the loss, some rows at a time: nothing else is kept for the backward.
+    """
 
     @staticmethod
     def forward(  # noqa: PLR0917  (autograd functions take tensors one by one)
         ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
+        given: Tensor,
+        weight: Tensor | None,
         bias: Tensor | None,
         targets: Tensor,
         smoothing: float,
         rows: int,
     ) -> Tensor:
-        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        total = hidden.new_zeros((), dtype=_wide(hidden.dtype))
-        for start in range(0, len(hidden), rows):
+        gradient = torch.empty_like(given) if ctx.needs_input_grad[0] else None
+        total = given.new_zeros((), dtype=torch.promote_types(given.dtype, torch.float32))
+        for start in range(0, len(given), rows):
             part = slice(start, start + rows)
-            seen = hidden[part].masked_fill(_ignored(targets[part]), 0)
-            logits = F.linear(seen, weight, bias)
+            # A copy, which may be changed.
+            seen = given[part].masked_fill(_ignored(targets[part]), 0)
+            logits = seen if weight is None else F.linear(seen, weight, bias)
             loss, slope = _loss(logits.to(total.dtype), targets[part], smoothing)
             total += loss
             if gradient is not None:
-                gradient[part] = slope.to(logits.dtype) @ weight
+                gradient[part] = slope if weight is None else slope.to(logits.dtype) @ weight
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return total
@@ -120,10 +100,6 @@ class _SummedHeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Any) -> Any:
         (gradient,) = ctx.saved_tensors
         return gradient * upstream[0], None, None, None, None, None
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _ignored(targets: Tensor) -> Tensor:

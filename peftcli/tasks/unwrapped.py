@@ -1,9 +1,12 @@
-"""The Transformers model inside whatever a training has put around it."""
+"""The Transformers model inside whatever a training has put around it, and a model while it is not trained."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -20,3 +23,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
         else:
             assert isinstance(inner, nn.Module)
             return inner
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model as in an evaluation, without gradients; afterwards as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)

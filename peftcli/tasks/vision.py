@@ -20,7 +20,7 @@ from peftcli.models.load import Base, Loaded, load_config, load_processor
 from peftcli.recipe.schema import Recipe
 from peftcli.tasks.base import Task
 from peftcli.tasks.heads import head_modules, outer_weights
-from peftcli.tasks.unwrapped import unwrapped
+from peftcli.tasks.unwrapped import evaluating, unwrapped
 
 # Pillow's modes by a base's channels.
 _MODES = {1: "L", 3: "RGB"}
@@ -169,10 +169,8 @@ class Pictures:
         """
         base: Any = unwrapped(model)
         batch = {name: value[None].to(base.device) for name, value in self._blank().items()}
-        was_training = base.training
-        base.eval()
         try:
-            with torch.no_grad():
+            with evaluating(base):
                 base(**as_inputs(base, batch))
         except torch.OutOfMemoryError:
             raise
@@ -182,8 +180,6 @@ class Pictures:
                 f"the base, with its adapter, does not run on what its image processor makes ({shapes}): "
                 f"{first_line(error)}"
             ) from error
-        finally:
-            base.train(was_training)
 
 
 class OfPictures(Task):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from peftcli.errors import RecipeError, did_you_mean
 from peftcli.recipe.training import Training
 from peftcli.tasks.base import Evaluated, Task
+from peftcli.tasks.unwrapped import evaluating
 from peftcli.train.feed import Batch, on_device
 
 
@@ -27,16 +28,13 @@ def evaluate(
     """
     totals: dict[str, Tensor] = {}
     records: list[Any] = []
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model):
         for batch in batches:
             found = _evaluated(model, task, on_device(batch, accelerator.device), accelerator, settings)
             records += found.records
             for name, pair in found.sums.items():
                 both = torch.stack([part.to(sum_type(accelerator.device)) for part in pair])
                 totals[name] = totals[name] + both if name in totals else both
-    model.train(was_training)
     means = _means(totals, accelerator)
     if settings.prediction_loss_only:
         return means
